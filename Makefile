@@ -1,0 +1,90 @@
+# The verbs of this project, for people and for CI alike. `make` alone lists them.
+# What they need they make: .venv (the project and its tools), .tools (protoc, grpcurl), .build.
+
+PYTHON ?= python3
+ADDR ?= 127.0.0.1:50051
+ARGS ?=
+
+# The oldest generator whose code imports on everything that pyproject.toml permits: code imports on
+# the grpcio and the protobuf it was generated with and on newer ones, never on older ones. It wants
+# an older protobuf than users get, so it lives in an environment of its own.
+PROTOC := grpcio-tools==1.81.1 mypy-protobuf==5.1.0
+GRPCURL := v1.9.4
+
+BIN := .venv/bin
+RELEASED := proto/released.binpb
+BUF_BUILD := $(BIN)/buf build proto --exclude-source-info -o
+GENERATE := PROTOC_PYTHON=.tools/protoc/bin/python GOOGLEAPIS=.build/googleapis scripts/generate
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help run test drill check generate freeze bench
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: .venv/.made ## an exchange with demo handlers on ADDR (127.0.0.1:50051)
+	$(BIN)/exchange serve --demo --grpc $(ADDR)
+
+test: .venv/.made .tools/.grpcurl-$(GRPCURL) ## the tests, but for the drills; ARGS='-k name' goes to pytest
+	$(BIN)/pytest -m "not drill" -n auto $(ARGS)
+
+drill: .venv/.made .tools/.grpcurl-$(GRPCURL) ## the slow, loud and long tests
+	@$(BIN)/pytest -m drill $(ARGS) || { code=$$?; [ $$code -eq 5 ] && echo "There are no drills here." || exit $$code; }
+
+check: .venv/.made .tools/protoc/.made .build/googleapis/.made ## style, types, the contract, no drift of generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint proto
+	$(BIN)/buf format proto --diff --exit-code
+	$(BIN)/buf breaking proto --against $(RELEASED) --exclude-imports
+	@rm -rf .build/generated
+	$(GENERATE) .build/generated
+	@diff -r -x __pycache__ generated .build/generated || { echo "generated/ is not what proto/ says: make generate" >&2; exit 1; }
+
+generate: .tools/protoc/.made .build/googleapis/.made ## generated/, anew from proto/
+	$(GENERATE) generated
+
+freeze: .venv/.made .build/googleapis/.made ## at a release: the contract as it is, for later ones not to break
+	$(BUF_BUILD) $(RELEASED)
+
+bench: .venv/.made ## the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.venv/.made: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed, and there is no $(PYTHON)." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.tools/protoc/.made: Makefile | .venv/.made
+	@.tools/protoc/bin/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv --clear .tools/protoc
+	.tools/protoc/bin/python -m pip install --quiet $(PROTOC)
+	@touch $@
+
+.build/googleapis/.made: .venv/.made
+	@rm -rf $(@D) && mkdir -p $(@D)/google
+	@$(BIN)/python -c 'import google.rpc, shutil; shutil.copytree(google.rpc.__path__[0], "$(@D)/google/rpc", \
+		ignore=lambda _, names: [name for name in names if not name.endswith(".proto")])'
+	@touch $@
+
+# Only tests use grpcurl, and they say so when they are skipped: without Go, or when it cannot be
+# built, there is a line here and no failure. The next `make test` tries again.
+.tools/.grpcurl-$(GRPCURL):
+	@mkdir -p .tools/bin
+	@if ! command -v go >/dev/null; then \
+		echo "There is no Go to build grpcurl with: the tests that use it will be skipped."; \
+	elif echo "Building grpcurl $(GRPCURL): a minute or two, once." && CGO_ENABLED=0 GOBIN=$(CURDIR)/.tools/bin \
+		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL) >.tools/grpcurl.log 2>&1; then \
+		touch $@; \
+	else \
+		tail -n 3 .tools/grpcurl.log; echo "grpcurl could not be built: the tests that use it will be skipped."; \
+	fi

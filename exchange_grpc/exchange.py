@@ -1,0 +1,855 @@
+"""The exchange: handles messages, emits them, routes them. The public face, and the only loop.
+
+Everything between bytes and handlers happens on one asyncio loop, the one that the exchange is first
+used in:
+
+    bytes -> Link -> Session -> kernel queue -> Router -> Handlers, or Session -> Link -> bytes
+
+This module owns the links, the clock and the timer, and answers the signals of `routing.py`.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from .errors import (
+    AddressError,
+    Code,
+    ExchangeError,
+    HandlerFailed,
+    InvalidMessage,
+    LinkError,
+    Refused,
+    RequestError,
+    Unavailable,
+)
+from .frames import PROTOCOL, Answer, Interest, Introduction, Query
+from .handlers import Ending, Handlers, Invocation, current
+from .kernel import Kernel
+from .ledger import Ledger
+from .limits import MESSAGE_SECONDS, REQUEST_SECONDS, STOP_SECONDS
+from .message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
+from .patterns import RESERVED, check_id, check_name, is_pattern, shown
+from .peer import Event, Opened, Received, Rejected, Session
+from .routing import HERE, Arrival, Failure, Lost, Neighbour, Rejection, Router
+from .tasks import State
+from .transports import Listener, Transport, scheme_of
+from .transports.link import Link
+from .transports.local import LocalTransport
+from .version import AGENT
+from .wire import check_headers
+
+F = TypeVar("F", bound=Callable[..., Any])
+Remove = Callable[[], None]
+STATE_SIGNALS = ("set", "get", "run", "check circle")  # what `sig` reaches of the kernel itself
+
+log = logging.getLogger(__name__)
+
+
+class Peer:
+    """Another exchange, at the other end of a link. Made by `Exchange.connect` or by whoever connects to us."""
+
+    def __init__(self, exchange: "Exchange", link: Link, introduction: Introduction) -> None:
+        self._exchange = exchange
+        self._link = link
+        self.id = introduction.exchange
+        self.agent = introduction.agent
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.id}{' (closed)' if self.closed else ''}>"
+
+    @property
+    def closed(self) -> bool:
+        """The link is gone."""
+        return self._exchange._peers.get(self.id) is not self
+
+    @property
+    def handles(self) -> frozenset[str]:
+        """The names that it declares to handle now."""
+        link = self._exchange._router.links.get(self.id)
+        return frozenset(link.handles) if link is not None and not self.closed else frozenset()
+
+    async def send(self, name: str, value: Any = None, *, to: str = "", headers: Mapping[str, str] = NO_HEADERS) -> str:
+        """As `Exchange.send`, over this link first; the peer handles it or passes it on."""
+        return await self._exchange._send(Kind.SEND, name, value, to, headers, via=self.id)
+
+    async def request(
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        to: str = "",
+        timeout: float | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Any:
+        """As `Exchange.request`, over this link first; the peer handles it or passes it on."""
+        return (await self._exchange._ask(name, value, to, timeout, headers, via=self.id)).value
+
+    def on(self, name: str, function: F | None = None) -> Any:
+        """As `Exchange.on` with an exact name, for what comes over this link only."""
+        if function is None:
+            return lambda f: (self.on(name, f), f)[1]
+        return self._exchange._handlers.listen(name, function, self.id)
+
+    async def wait_closed(self) -> None:
+        """Wait until the link is gone."""
+        await self._link.over.wait()
+
+    async def close(self) -> None:
+        """Say goodbye, once what is queued has left, and end the link."""
+        await self._link.close()
+
+
+class Exchange:
+    """A process, or a part of one, that handles, emits and routes messages.
+
+    `id` names it in its mesh (1 to 64 of `A-Z a-z 0-9 _ -`; made up if not given). `state` holds its
+    reactive values: plain ones and callables, see `State`. `handlers` maps names to functions, see
+    `handle`. `relay` says whether it passes on messages of others: by default it does from when it
+    listens, or another exchange of the process connects to it. `balance` chooses among several that
+    handle a name: `round_robin`, `least_pending`, `random` or `sticky:HEADER`.
+
+    Used within one asyncio loop; close it with `await app.close()` or `async with app:`.
+    """
+
+    def __init__(
+        self,
+        id: str | None = None,
+        *,
+        state: Mapping[str, Any] | None = None,
+        handlers: Mapping[str, Callable[..., Any]] | None = None,
+        relay: bool | None = None,
+        balance: str = "round_robin",
+    ) -> None:
+        self.id = check_id(id) if id is not None else f"exchange-{secrets.token_hex(4)}"
+        self.epoch = time.time_ns() // 1_000
+        self.kernel = Kernel()
+        self.kernel.unhandled = self._unrouted
+        self.kernel.failed = self._route_failed
+        self._now = time.monotonic
+        self._origin = Origin(self.id, self.epoch, time.time() - time.monotonic())
+        self._ledger = Ledger(self.id)
+        self._router = Router(self._origin, self.kernel, self._ledger, balance=balance, draw=random.randrange)
+        self._handlers = Handlers(self.id, self._now, self._offer, self._subscribe)
+        self._relay = relay
+        self._router.relay = bool(relay)
+        self._links: dict[str, Link] = {}
+        self._peers: dict[str, Peer] = {}
+        self._opening: dict[Link, asyncio.Future[Peer]] = {}
+        self._open_links: set[Link] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._listeners: list[Listener] = []
+        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._dispatching: dict[str, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._running = False
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._revision = 0
+        self.kernel.immediate.update(
+            {
+                "deliver": self._deliver,
+                "transmit": self._transmit,
+                "control": self._control,
+                "announce": self._announce,
+                "resolve": self._resolve,
+                "dispatched": self._dispatched,
+                "withdraw": self._withdraw,
+                "message.unhandled": self._unhandled,
+                "observed": self._observed,
+            }
+        )
+        self.state = State(dict(state or {}), kernel=self.kernel, cause=_current_id)
+        self.kernel.state = self.state
+        self.state.on_commit(self._committed)
+        self._handlers.handle("exchange.peers", self._answer_peers, system=True)
+        self._handlers.handle("exchange.trace", self._answer_trace, system=True)
+        for name, function in (handlers or {}).items():
+            self.handle(name, function)
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.id}, {len(self._peers)} peers>"
+
+    # ------------------------------------------------------------------------------------- handle and listen
+
+    def handle(self, name: str, function: F | None = None) -> Any:
+        """Answer `name` with `function(msg, sig, state)`, or decorate the function that does.
+
+        The function may take fewer arguments, and may be async or plain (it then runs in a thread). What
+        it returns answers a request, unless it has answered already by `sig`. What it raises becomes an
+        error of fixed text; raise `Refused` to say more. One function answers a name.
+
+        Given a function, returns what takes it away again. Raises InvalidMessage for a bad name,
+        ValueError if the name has a handler, TypeError for what cannot be called so.
+        """
+        if function is None:
+            return lambda f: (self.handle(name, f), f)[1]
+        return self._handlers.handle(name, function)
+
+    def on(self, name: str, function: F | None = None) -> Any:
+        """Run `function(msg)` for messages of this name, beside their handler; claims the name.
+
+        With a pattern it is `observe`, and claims nothing. `message.unhandled` is this exchange's own
+        event. Returns what takes it away again; without a function, a decorator.
+        """
+        if function is None:
+            return lambda f: (self.on(name, f), f)[1]
+        return self.observe(name, function) if is_pattern(name) else self._handlers.listen(name, function)
+
+    def observe(self, pattern: str, function: Callable[..., Any]) -> Remove:
+        """Call `function(msg, seen)` for all that is received, forwarded, emitted or set here and fits.
+
+        It claims nothing. `*` stands for one token, `**` for any number, `*` alone for everything. An
+        observer that is too slow misses messages. Returns what takes it away again.
+        """
+        return self._handlers.observe(pattern, function)
+
+    def subscribe(self, pattern: str, function: F | None = None) -> Any:
+        """Run `function(msg)` for every publication, anywhere in the mesh, whose name fits `pattern`.
+
+        Returns what takes it away again; without a function, a decorator.
+        """
+        if function is None:
+            return lambda f: (self.subscribe(pattern, f), f)[1]
+        return self._handlers.subscribe(pattern, function)
+
+    # -------------------------------------------------------------------------------------------------- emit
+
+    async def send(self, name: str, value: Any = None, *, to: str = "", headers: Mapping[str, str] = NO_HEADERS) -> str:
+        """Send a message to one exchange that handles `name` (here, next to here, or found by asking), or to `to`.
+
+        `value` is what JSON can say, or bytes. Returns the message's id once it was taken here or has
+        been put on its way; waits while the way is congested. Raises Unhandled if nobody takes it. What goes
+        wrong further on comes back as the event `message.unhandled`. Raises InvalidMessage.
+        """
+        return await self._send(Kind.SEND, name, value, to, headers)
+
+    async def request(
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        to: str = "",
+        timeout: float | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Any:
+        """Send a request to one exchange that handles `name`, or to `to`, and return the value of the reply.
+
+        `timeout` is in seconds: 30, or what is left to the request being handled, if none is given.
+        Cancelling the task that waits cancels the handler. Raises a RequestError if it ends without an
+        answer (Unhandled at once), InvalidMessage for what cannot be sent.
+        """
+        return (await self._ask(name, value, to, timeout, headers)).value
+
+    async def publish(self, name: str, value: Any = None, *, headers: Mapping[str, str] = NO_HEADERS) -> str:
+        """Send a message to every exchange of the mesh that subscribes to `name`, once each. Returns its id."""
+        return await self._send(Kind.PUBLISH, name, value, "", headers)
+
+    async def broadcast(self, name: str, value: Any = None, *, headers: Mapping[str, str] = NO_HEADERS) -> str:
+        """Send a message to every direct peer, one hop, interested or not. Returns its id."""
+        return await self._send(Kind.BROADCAST, name, value, "", headers)
+
+    async def _send(
+        self, kind: Kind, name: str, value: Any, to: str, headers: Mapping[str, str], via: str | None = None
+    ) -> str:
+        message = self._compose(kind, name, value, to, headers, MESSAGE_SECONDS)
+        await self._emit(message, via)
+        return message.id
+
+    async def _ask(
+        self,
+        name: str,
+        value: Any,
+        to: str,
+        timeout: float | None,
+        headers: Mapping[str, str],
+        via: str | None = None,
+    ) -> Message:
+        invocation = current.get()
+        if timeout is None:
+            timeout = REQUEST_SECONDS
+            if invocation is not None:
+                timeout = min(timeout, invocation.message.deadline - self._now())
+        message = self._compose(Kind.REQUEST, name, value, to, headers, timeout)
+        reply = await self._await_reply(message, via)
+        if invocation is not None:
+            invocation.context = invocation.context.then(reply)
+        if reply.error is not None:
+            raise reply.error
+        return reply
+
+    def _compose(
+        self, kind: Kind, name: str, value: Any, to: str, headers: Mapping[str, str], seconds: float
+    ) -> Message:
+        check_name(name)
+        if to:
+            check_id(to)
+        payload, content_type = encode_value(value)
+        invocation = current.get()
+        return self._origin.make(
+            kind, name, Context() if invocation is None else invocation.context, self._now(),
+            to=to, payload=payload, content_type=content_type, seconds=seconds,
+            headers=check_headers(dict(headers)) if headers else NO_HEADERS,
+        )  # fmt: skip
+
+    async def _emit(self, message: Message, via: str | None = None) -> None:
+        """Route a send, a publication or a broadcast; returns when it has left and there is room for more."""
+        loop = self._enter()
+        future = self._dispatching[message.id] = loop.create_future()
+        try:
+            name = "broadcast" if message.kind is Kind.BROADCAST else "route"
+            self._signal(name, Arrival(message, HERE, self._now(), via))
+            await future
+        finally:
+            del self._dispatching[message.id]
+        # Whoever sends much must let the writers run. A send waits for its link; what goes to many
+        # must not wait for the slowest of them.
+        crowded = [link for link in self._links.values() if link.session.full]
+        if crowded and message.kind is Kind.SEND:
+            for link in crowded:
+                await link.room()
+        elif crowded:
+            await asyncio.sleep(0)
+
+    async def _await_reply(self, message: Message, via: str | None = None) -> Message:
+        """Route a request and wait for its reply, which may be an error."""
+        loop = self._enter()
+        future: asyncio.Future[Message] = loop.create_future()
+        self._waiting[message.id] = future
+        try:
+            self._signal("route", Arrival(message, HERE, self._now(), via))
+            return await future
+        except asyncio.CancelledError:
+            if not self._closed:
+                cancel = self._origin.make(
+                    Kind.CANCEL, message.name, Context.of(message), self._now(), reply_to=message.id
+                )
+                self._signal("route", Arrival(cancel, HERE, self._now()))
+            raise
+        finally:
+            del self._waiting[message.id]
+
+    async def relay_send(self, message: Message) -> str:
+        """See `transports.Host`."""
+        emitted = self._adopt(message, message.kind)
+        await self._emit(emitted)
+        return emitted.id
+
+    async def relay_request(self, message: Message, timeout: float | None) -> Message:
+        """See `transports.Host`."""
+        return await self._await_reply(self._adopt(message, Kind.REQUEST, timeout))
+
+    def _adopt(self, message: Message, kind: Kind, seconds: float | None = None) -> Message:
+        """A message of our own that carries what `message` does, for a caller who is no exchange."""
+        now = self._now()
+        left = message.deadline - now
+        return self._origin.make(
+            kind, message.name, Context(traceparent=message.hop_trace.traceparent), now,
+            to=message.to, payload=message.payload, content_type=message.content_type, headers=message.headers,
+            seconds=left if seconds is None else min(left, seconds),
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------- inside handlers
+
+    def _sig(self, name: str, value: Any = None) -> Any:
+        """What handlers get as `sig`: emit with the message handled as cause."""
+        invocation = current.get()
+        if invocation is None:
+            raise ExchangeError("sig() is for handlers: use send() outside of them")
+        if threading.get_ident() == self._thread:
+            return self._signal_from(invocation, name, value)
+        done: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                done.set_result(self._signal_from(invocation, name, value))
+            except Exception as error:
+                done.set_exception(error)
+
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(call, context=copy_context())
+        return done.result()
+
+    def _signal_from(self, invocation: Invocation, name: str, value: Any) -> Any:
+        request = invocation.message
+        if name not in self._router.offers and name in STATE_SIGNALS:
+            return self.kernel.sig(name, value)
+        if name in self._router.offers:
+            self._route_own(self._compose(Kind.SEND, name, value, "", NO_HEADERS, MESSAGE_SECONDS))
+        elif request.kind is Kind.REQUEST and invocation.running and not invocation.answered:
+            check_name(name)
+            self._answer(invocation, name, value)
+        else:
+            self._route_own(self._compose(Kind.SEND, name, value, request.from_, NO_HEADERS, MESSAGE_SECONDS))
+        return None
+
+    def _route_own(self, message: Message) -> None:
+        self._signal("route", Arrival(message, HERE, self._now()))
+
+    def _answer(self, invocation: Invocation, name: str, value: Any, error: RequestError | None = None) -> None:
+        """Reply to the request of this invocation. Raises InvalidMessage if the value cannot be sent."""
+        request = invocation.message
+        payload, content_type = encode_value(value)
+        invocation.answered = True
+        reply = self._origin.make(
+            Kind.REPLY, name, invocation.context, self._now(),
+            to=request.from_, payload=payload, content_type=content_type, reply_to=request.id, last=True, error=error,
+        )  # fmt: skip
+        self._route_own(reply)
+
+    def _ended(self, invocation: Invocation, ending: Ending) -> None:
+        """A handler has ended: record it, and answer what it left unanswered."""
+        message, now = invocation.message, self._now()
+        error = ending.error
+        if message.kind is Kind.REQUEST and not invocation.answered:
+            try:
+                self._answer(invocation, message.name, None if error else ending.result, error)
+            except InvalidMessage as problem:
+                log.error("the answer of %s to %s cannot be sent: %s", ending.by, message.id, problem)
+                text = f"the answer of the handler of {message.name} cannot be said in JSON"
+                error = HandlerFailed(text, reason="ANSWER", at=self.id)
+                self._answer(invocation, message.name, None, error)
+        elif message.kind is Kind.REQUEST and ending.result is not None:
+            self._record(message, now, Outcome.DROPPED, ending, "a second answer: the first had gone")
+        elif message.kind is Kind.SEND and error is not None:
+            self._signal("failed", Failure(message, invocation.link, ending.outcome, error, now))
+        outcome = Outcome.FAILED if error is not None and ending.error is None else ending.outcome
+        self._record(message, now, outcome, ending, error.message if error is not None else "")
+
+    def _record(self, message: Message, now: float, outcome: Outcome, ending: Ending, reason: str) -> None:
+        at = now + self._origin.wall
+        self._ledger.record(message.id, at, outcome, by=ending.by, seconds=ending.seconds, reason=reason)
+
+    # ------------------------------------------------------------------------------------------------- links
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """The exchanges that are linked to this one."""
+        return tuple(self._peers.values())
+
+    async def connect(
+        self,
+        target: "str | Exchange | None" = None,
+        *,
+        transport: str | None = None,
+        url: str | None = None,
+        exchange: "Exchange | None" = None,
+    ) -> Peer:
+        """Link to another exchange: to a URL (`grpc://HOST:PORT`, `unix:PATH`), or to an Exchange of this process.
+
+        `connect(transport="grpc", url=...)` and `connect(transport="local", exchange=...)` say the same.
+        Returns the peer; the existing one if the two are linked already. Raises AddressError for a URL
+        that is none, LinkError if nobody answers there or the link is refused.
+        """
+        self._enter()
+        if isinstance(target, Exchange):
+            exchange = target
+        elif isinstance(target, str):
+            url = target
+        if exchange is not None:
+            if transport not in (None, "local"):
+                raise AddressError(f"an exchange of this process is linked by 'local', not {transport!r}")
+            if exchange is self:
+                raise AddressError("an exchange does not link to itself")
+            end, other = LocalTransport.pair()
+            exchange._accept_local(other)
+            return await self._dial(end)
+        if url is None:
+            raise AddressError("connect() takes a URL or an Exchange")
+        return await self._dial(scheme_of(_with_scheme(url, transport)).dial(_with_scheme(url, transport)))
+
+    async def listen(
+        self,
+        url: str | None = None,
+        *,
+        transport: str | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+    ) -> str:
+        """Let others link to this exchange at `url` (`grpc://HOST:PORT`, `unix:PATH`; port 0 takes a free one).
+
+        `listen(transport="grpc", port=50051)` says the same. Returns the URL, with the port. Raises
+        AddressError if the address is taken or none.
+        """
+        self._enter()
+        if url is None:
+            if transport is None or port is None:
+                raise AddressError("listen() takes a URL, or a transport and a port")
+            url = f"{transport}://{host}:{port}"
+        url = _with_scheme(url, transport)
+        listener = await scheme_of(url).listen(url, self)
+        self._listeners.append(listener)
+        self._start_relaying()
+        return listener.url
+
+    async def _dial(self, transport: Transport) -> Peer:
+        loop = self._enter()
+        link = self._link(transport, dialled=True)
+        try:
+            await transport.connect()
+        except BaseException:
+            await transport.disconnect()
+            raise
+        future: asyncio.Future[Peer] = loop.create_future()
+        self._opening[link] = future
+        self._open_links.add(link)
+        link.start()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            await link.close()
+            raise
+        finally:
+            self._opening.pop(link, None)
+
+    def _accept_local(self, transport: LocalTransport) -> None:
+        loop = self._enter()
+        self._start_relaying()
+
+        async def accept() -> None:
+            await transport.connect()
+            await self.accept(transport)
+
+        task = loop.create_task(accept())
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+
+    async def accept(self, transport: Transport) -> None:
+        """See `transports.Host`."""
+        self._enter()
+        link = self._link(transport, dialled=False)
+        self._open_links.add(link)
+        link.start()
+        await link.over.wait()
+
+    def _link(self, transport: Transport, *, dialled: bool) -> Link:
+        return Link(transport, Session(self._introduction(), dialled=dialled, now=self._now()), self, self._now)
+
+    def _introduction(self, protocol: int = PROTOCOL) -> Introduction:
+        router = self._router
+        return Introduction(
+            self.id,
+            self.epoch,
+            min(protocol, PROTOCOL),
+            agent=AGENT,
+            relay=router.relay,
+            revision=self._revision,
+            handles=tuple(sorted(name for name in router.offers if not name.startswith(RESERVED))),
+            subscribes=tuple(sorted(router.subscriptions)),
+        )
+
+    def _start_relaying(self) -> None:
+        if self._relay is None and not self._router.relay:
+            self._router.relay = True
+            self._tell_interest(relay=True)
+
+    def _tell_interest(self, **change: Any) -> None:
+        self._revision += 1
+        for link in self._links.values():
+            link.session.announce(**change)
+            link.wake()
+
+    # --------------------------------------------------------------------------------- what links say to us
+
+    def heard(self, link: Link, events: list[Event]) -> None:
+        """See `link.Owner`."""
+        now = self._now()
+        sig = self.kernel.sig
+        for event in events:
+            if isinstance(event, Received):
+                sig("route", Arrival(event.message, self._id_of(link), now))
+            elif isinstance(event, Opened):
+                self._opened(link, event.peer)
+            elif isinstance(event, Interest):
+                sig("peer.interest", (self._id_of(link), event, now))
+            elif isinstance(event, Query):
+                sig("peer.asked", (self._id_of(link), event, now))
+            elif isinstance(event, Answer):
+                sig("peer.answered", (self._id_of(link), event, now))
+            elif isinstance(event, Rejected):
+                sig("rejected", Rejection(self._id_of(link), event.id, event.error, now))
+        self._run()
+
+    def _id_of(self, link: Link) -> str:
+        peer = link.session.peer
+        return peer.exchange if peer is not None and self._links.get(peer.exchange) is link else ""
+
+    def _opened(self, link: Link, peer: Introduction) -> None:
+        known = self._links.get(peer.exchange)
+        session = link.session
+        if known is not None:
+            # Two who dial each other at the same time keep the link that the smaller id dialled.
+            if session.dialled and not known.session.dialled and self.id < peer.exchange:
+                self._part(known, "a link that was dialled at the same time takes its place")
+            else:
+                session.goodbye(Code.ALREADY_EXISTS, f"{peer.exchange} is linked to {self.id} already")
+                self._settle(link, existing=peer.exchange)
+                return
+        if not session.dialled:
+            session.welcome(self._introduction(peer.protocol))
+        elif session.me.revision != self._revision:  # what changed since the Hello was written
+            self._catch_up(session)
+        self._links[peer.exchange] = link
+        self._peers[peer.exchange] = Peer(self, link, peer)
+        self.kernel.sig(
+            "peer.connect", Neighbour(peer.exchange, peer.relay, peer.handles, peer.subscribes, self._now())
+        )
+        self._settle(link, existing=peer.exchange)
+
+    def _catch_up(self, session: Session) -> None:
+        said, now = session.me, self._introduction()
+        session.announce(
+            handles=sorted({*now.handles} - {*said.handles}),
+            subscribes=sorted({*now.subscribes} - {*said.subscribes}),
+            no_longer_handles=sorted({*said.handles} - {*now.handles}),
+            no_longer_subscribes=sorted({*said.subscribes} - {*now.subscribes}),
+            relay=now.relay,
+        )
+
+    def _settle(self, link: Link, *, existing: str) -> None:
+        future = self._opening.get(link)
+        if future is not None and not future.done():
+            future.set_result(self._peers[existing])
+
+    def _part(self, link: Link, reason: str) -> None:
+        link.session.goodbye(Code.ALREADY_EXISTS, reason)
+        self._gone(link)
+        link.wake()
+
+    def late(self, link: Link, expired: list[Message]) -> None:
+        """See `link.Owner`."""
+        self._signal("expired", (expired, self._now()))
+
+    def half_closed(self, link: Link) -> None:
+        """See `link.Owner`: what it asked is still answered, then the link ends."""
+        peer = link.session.peer
+        routed = self._router.links.get(peer.exchange) if peer is not None else None
+        if routed is None or self._links.get(routed.id) is not link or not routed.came:
+            link.session.goodbye()
+            link.wake()
+
+    def lost(self, link: Link, reason: str) -> None:
+        """See `link.Owner`."""
+        self._open_links.discard(link)
+        future = self._opening.get(link)
+        if future is not None and not future.done():
+            ended = link.ended
+            if ended is not None and ended.code is Code.ALREADY_EXISTS and ended.by in self._peers:
+                future.set_result(self._peers[ended.by])
+            else:
+                future.set_exception(LinkError(f"the link was refused or lost: {reason}"))
+        self._gone(link)
+
+    def _gone(self, link: Link) -> None:
+        peer = link.session.peer
+        if peer is not None and self._links.get(peer.exchange) is link:
+            del self._links[peer.exchange]
+            del self._peers[peer.exchange]
+            self._signal("peer.disconnect", Lost(peer.exchange, link.session.unsent(), self._now()))
+
+    # ------------------------------------------------------------------------------ what routing says to us
+
+    def _deliver(self, value: tuple[Message, str | None], sig: Any, state: Any) -> bool:
+        message, link = value
+        return self._handlers.deliver(message, link, (message, self._sig, self.state), self._ended)
+
+    def _transmit(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
+        to, message = value
+        link = self._links[to]
+        link.session.send(message)
+        link.wake()
+        if link.read_all:
+            self.half_closed(link)
+
+    def _control(self, value: tuple[str, Query | Answer], sig: Any, state: Any) -> bool:
+        to, frame = value
+        link = self._links[to]
+        link.wake()
+        return link.session.control(frame)
+
+    def _announce(self, value: tuple[tuple[str, ...], ...], sig: Any, state: Any) -> None:
+        handles, subscribes, no_longer_handles, no_longer_subscribes = value
+        self._tell_interest(
+            handles=handles,
+            subscribes=subscribes,
+            no_longer_handles=no_longer_handles,
+            no_longer_subscribes=no_longer_subscribes,
+        )
+
+    def _resolve(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
+        id, reply = value
+        future = self._waiting.get(id)
+        if future is not None and not future.done():
+            future.set_result(reply)
+
+    def _dispatched(self, value: tuple[Message, RequestError | None], sig: Any, state: Any) -> None:
+        message, error = value
+        future = self._dispatching.get(message.id)
+        if future is not None and not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    def _withdraw(self, id: str, sig: Any, state: Any) -> None:
+        self._handlers.withdraw(id)
+
+    def _unhandled(self, value: tuple[Message, RequestError], sig: Any, state: Any) -> None:
+        message, error = value
+        log.warning("%s %s was not handled: %s (at %s)", message.name, message.id, error.message, error.at or self.id)
+        what = {"id": message.id, "name": message.name, "reason": error.reason, "text": error.message, "at": error.at}
+        payload, _ = encode_value(what)
+        event = self._origin.make(
+            Kind.SEND, "message.unhandled", Context.of(message), self._now(), to=self.id, payload=payload
+        )
+        self._handlers.signalled(event, (event, self._sig, self.state))
+
+    def _observed(self, value: tuple[Seen, Message], sig: Any, state: Any) -> None:
+        seen, message = value
+        if not message.name.startswith(RESERVED):
+            self._handlers.observed(seen, message)
+
+    def _committed(self, transaction: Any) -> None:
+        """The state has changed: show it to those who observe."""
+        if not self._handlers.observing:
+            return
+        if threading.get_ident() != self._thread:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._committed, transaction, context=copy_context())
+            return
+        invocation = current.get()
+        context = Context() if invocation is None else invocation.context
+        for name, (_, new) in {**transaction.sets, **transaction.updates}.items():
+            message = self._origin.make(Kind.SEND, name, context, self._now(), to=self.id)
+            message._value = new  # as it is: an observer in this process needs no JSON
+            self._handlers.observed(Seen.SET, message)
+
+    def _offer(self, name: str, offered: bool) -> None:
+        if name.startswith(RESERVED):  # every exchange has it: it is not announced
+            self._router.offers.add(name)
+        else:
+            self.kernel.sig("offer", (name, offered))
+
+    def _subscribe(self, pattern: str, wanted: bool) -> None:
+        self.kernel.sig("subscribe", (pattern, wanted))
+
+    def _unrouted(self, name: str, value: Any) -> None:
+        """A signal that the kernel has no handler for: somebody took the behaviour away."""
+        log.warning("no handler for signal %r", name)
+        self._route_failed(name, value, ExchangeError(f"nothing handles the signal {name!r} here"))
+
+    def _route_failed(self, name: str, value: Any, error: Exception) -> None:
+        """One message could not be routed, by a mistake of ours: only its own sender suffers."""
+        if not isinstance(error, ExchangeError):
+            log.error("routing failed at signal %r", name, exc_info=error)
+        if isinstance(value, Arrival) and value.link is HERE:
+            told = error if isinstance(error, ExchangeError) else ExchangeError("the message was not routed")
+            waiting: asyncio.Future[Any] | None = self._dispatching.get(value.message.id)
+            if waiting is None:
+                waiting = self._waiting.get(value.message.id)
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(told)
+
+    # -------------------------------------------------------------------------------------------- the system
+
+    def _answer_peers(self, msg: Message) -> dict[str, Any]:
+        return {"exchange": self.id, "peers": self._router.peers()}
+
+    async def _answer_trace(self, msg: Message) -> dict[str, Any]:
+        id = msg.value.get("id") if isinstance(msg.value, dict) else None
+        trace = self._ledger.trace(id) if isinstance(id, str) else None
+        if trace is None:
+            raise Refused(f"{self.id} knows no message {shown(str(id))}", code=Code.NOT_FOUND, reason="NOT_FOUND")
+        return trace
+
+    # ---------------------------------------------------------------------------------------------- the loop
+
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        """The loop of this exchange. Raises ExchangeError if it is closed, or belongs to another loop."""
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise ExchangeError(f"the exchange {self.id} is closed")
+        if self._loop is None:
+            self._loop, self._thread = loop, threading.get_ident()
+        elif self._loop is not loop:
+            raise ExchangeError(f"the exchange {self.id} belongs to another asyncio loop")
+        return loop
+
+    def _signal(self, name: str, value: Any) -> None:
+        self.kernel.sig(name, value)
+        self._run()
+
+    def _run(self) -> None:
+        if self._running:  # a signal from inside the kernel: the run under way takes it
+            return
+        self._running = True
+        try:
+            self.kernel.run()
+        finally:
+            self._running = False
+        self._arm()
+
+    def _arm(self) -> None:
+        due = self._router.next_deadline()
+        if due is None or self._loop is None or self._closed:
+            return
+        if self._timer is not None and self._timer.when() <= due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._router.tick(self._now())
+        self._run()
+
+    async def close(self) -> None:
+        """Let running handlers end (within 10 s), say goodbye to all peers, and leave nothing behind."""
+        if self._closed or self._loop is None:
+            self._closed = True
+            return
+        await self._handlers.close(STOP_SECONDS)
+        await asyncio.gather(*(link.close() for link in list(self._open_links)))
+        for listener in self._listeners:
+            await listener.close()
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        unanswered: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._dispatching.values()]
+        for future in unanswered:
+            if not future.done():
+                future.set_exception(Unavailable(f"the exchange {self.id} was closed", at=self.id))
+        if self._accepting:
+            await asyncio.wait(self._accepting)
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _current_id() -> str | None:
+    invocation = current.get()
+    return None if invocation is None else invocation.message.id
+
+
+def _with_scheme(url: str, transport: str | None) -> str:
+    if transport is None or url.startswith(f"{transport}:"):
+        return url
+    if transport == "websocket" and url.startswith(("ws:", "wss:")):
+        return url
+    raise AddressError(f"the transport {transport!r} does not take {url!r}")

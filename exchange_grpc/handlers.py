@@ -1,0 +1,316 @@
+"""The public table: who handles, listens, subscribes and observes here, and how their functions run.
+
+Law: what comes over a wire resolves in this table and nowhere else; the kernel's own signals are not
+in it. `async def` functions run on the loop, plain `def` ones in a bounded pool of threads with the
+context copied. Each function runs at most `HANDLER_CONCURRENCY` times at once; what comes then waits
+in order of arrival, at most `HANDLER_QUEUE` of it.
+
+While a function runs, `current` holds its *invocation*: the message, what stands behind whatever it
+emits, and whether it may still answer. Child tasks and threads inherit it; once the function has
+ended they keep the cause, not the right to answer.
+"""
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import HandlerFailed, InvalidMessage, Refused, RequestError
+from .limits import HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS, OBSERVER_QUEUE
+from .message import Context, Kind, Message, Outcome, Seen
+from .patterns import LOCAL_EVENTS, RESERVED, PatternMap, check_name, check_pattern
+from .peer import QueueFull
+from .wire import refused
+
+Function = Callable[..., Any]
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Invocation:
+    """One run of a function for one message."""
+
+    message: Message
+    link: str | None  # the peer it came from; None if it was emitted here
+    context: Context
+    answered: bool = False  # the first answer wins
+    running: bool = True
+    withdrawn: bool = False
+    task: "asyncio.Task[None] | None" = None
+
+
+current: contextvars.ContextVar[Invocation | None] = contextvars.ContextVar("exchange_invocation", default=None)
+
+
+@dataclass(slots=True, eq=False)
+class Registered:
+    """A function with its queue."""
+
+    call: Function
+    arity: int  # how many of the arguments it takes
+    label: str
+    on_loop: bool
+    queue_limit: int = HANDLER_QUEUE
+    running: int = 0
+    waiting: deque[tuple[Invocation, tuple[Any, ...], "Done"]] = field(default_factory=deque)
+    missed: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Ending:
+    """How a run ended."""
+
+    outcome: Outcome
+    by: str
+    seconds: float
+    result: Any = None
+    error: RequestError | None = None
+
+
+Done = Callable[[Invocation, Ending], None]
+
+
+def register(function: Function, most: int, queue_limit: int = HANDLER_QUEUE) -> Registered:
+    """`function` ready to be called with as many of `most` positional arguments as it takes.
+
+    Raises TypeError if it is not callable or insists on more.
+    """
+    if not callable(function):
+        raise TypeError(f"{function!r} is not a function")
+    inner = function.func if isinstance(function, functools.partial) else function
+    on_loop = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004  # of a callable object
+    label = getattr(inner, "__qualname__", type(inner).__name__)
+    return Registered(function, _arity(function, most), label, on_loop, queue_limit)
+
+
+def _arity(function: Function, most: int) -> int:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return 1
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return most
+    needed = sum(p.default is p.empty for p in positional)
+    if needed > most or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+        raise TypeError(f"{function!r} is called with at most {most} arguments")
+    return min(len(positional), most)
+
+
+class Handlers:
+    """The public table of one exchange."""
+
+    def __init__(
+        self,
+        exchange: str,
+        now: Callable[[], float],
+        offer: Callable[[str, bool], None],
+        subscribe: Callable[[str, bool], None],
+    ) -> None:
+        self._exchange = exchange
+        self._now = now
+        self._offer = offer
+        self._handlers: dict[str, Registered] = {}
+        self._listeners: dict[str, list[tuple[str | None, Registered]]] = {}  # name -> (only this peer, function)
+        self._observers: PatternMap[Registered] = PatternMap()
+        self._subscribers: PatternMap[Registered] = PatternMap(subscribe)
+        self._requests: dict[str, Invocation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pool: ThreadPoolExecutor | None = None
+
+    # ------------------------------------------------------------------------------------------- registering
+
+    def handle(self, name: str, function: Function, *, system: bool = False) -> Callable[[], None]:
+        """The one function that answers `name`. Returns what takes it away again."""
+        check_name(name)
+        if (name.startswith(RESERVED) or name in LOCAL_EVENTS) and not system:
+            raise InvalidMessage(f"the name {name!r} is reserved for the system")
+        if name in self._handlers:
+            raise ValueError(f"{name!r} has a handler already: {self._handlers[name].label}")
+        registered = self._handlers[name] = register(function, 3)
+        self._claim(name)
+
+        def remove() -> None:
+            if self._handlers.get(name) is registered:
+                del self._handlers[name]
+                self._claim(name)
+
+        return remove
+
+    def listen(self, name: str, function: Function, peer: str | None = None) -> Callable[[], None]:
+        """A function that runs beside the handler of `name`, for what came over the link to `peer` if one is given."""
+        check_name(name)
+        if name.startswith(RESERVED):
+            raise InvalidMessage(f"the name {name!r} is reserved for the system")
+        entry = (peer, register(function, 3))
+        self._listeners.setdefault(name, []).append(entry)
+        self._claim(name)
+
+        def remove() -> None:
+            entries = self._listeners.get(name, [])
+            if entry in entries:
+                entries.remove(entry)
+                if not entries:
+                    del self._listeners[name]
+                self._claim(name)
+
+        return remove
+
+    def observe(self, pattern: str, function: Function) -> Callable[[], None]:
+        """A function that sees everything whose name fits; it claims nothing."""
+        return _added(self._observers, pattern, register(function, 2, OBSERVER_QUEUE))
+
+    def subscribe(self, pattern: str, function: Function) -> Callable[[], None]:
+        """A function for publications whose name fits, from anywhere in the mesh."""
+        return _added(self._subscribers, pattern, register(function, 3))
+
+    def _claim(self, name: str) -> None:
+        if name not in LOCAL_EVENTS:
+            self._offer(name, name in self._handlers or name in self._listeners)
+
+    # --------------------------------------------------------------------------------------------- delivering
+
+    def deliver(self, message: Message, link: str | None, arguments: tuple[Any, ...], done: Done) -> bool:
+        """Start what is registered for `message`; False if nothing is. `done` hears how the handler ended.
+
+        Raises QueueFull if the handler's queue is.
+        """
+        if message.kind is Kind.PUBLISH:
+            beside: Iterable[Registered] = self._subscribers.match(message.name)
+            handler = None
+        else:
+            beside = [f for peer, f in self._listeners.get(message.name, ()) if peer is None or peer == link]
+            handler = self._handlers.get(message.name)
+        if handler is None and not beside:
+            return False
+        context = Context.of(message)
+        invocation = Invocation(message, link, context)
+        if handler is not None:
+            if message.kind is Kind.REQUEST:
+                self._requests[message.id] = invocation
+            self._start(handler, invocation, arguments, done)
+        for listener in beside:
+            self._beside(listener, Invocation(message, link, context, answered=True), arguments)
+        if handler is None:
+            done(invocation, Ending(Outcome.HANDLED, "listeners", 0.0))
+        return True
+
+    @property
+    def observing(self) -> bool:
+        """Somebody observes something."""
+        return bool(self._observers)
+
+    def observed(self, seen: Seen, message: Message) -> None:
+        """Show `message` to those who observe it."""
+        for observer in self._observers.match(message.name):
+            self._beside(observer, Invocation(message, None, Context.of(message), answered=True), (message, seen))
+
+    def signalled(self, event: Message, arguments: tuple[Any, ...]) -> None:
+        """Run the listeners of an event of this exchange itself, such as `message.unhandled`."""
+        for _, listener in self._listeners.get(event.name, ()):
+            self._beside(listener, Invocation(event, None, Context.of(event), answered=True), arguments)
+
+    def withdraw(self, request: str) -> None:
+        """Cancel the handler of a request: it sees CancelledError where it awaits."""
+        invocation = self._requests.get(request)
+        if invocation is not None:
+            invocation.withdrawn = invocation.answered = True
+            if invocation.task is not None:
+                invocation.task.cancel()
+
+    def _beside(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...]) -> None:
+        try:
+            self._start(function, invocation, arguments, _nothing)
+        except QueueFull:
+            function.missed += 1
+            if function.missed & (function.missed - 1) == 0:  # at 1, 2, 4, 8, ...
+                log.warning("%s is too slow: it has missed %d messages", function.label, function.missed)
+
+    def _start(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
+        if function.running < HANDLER_CONCURRENCY:
+            self._run(function, invocation, arguments, done)
+        elif len(function.waiting) < function.queue_limit:
+            function.waiting.append((invocation, arguments, done))
+        else:
+            self._requests.pop(invocation.message.id, None)
+            raise QueueFull(f"more than {function.queue_limit} messages wait for {function.label}")
+
+    def _run(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
+        function.running += 1
+        task = asyncio.get_running_loop().create_task(self._call(function, invocation, arguments, done))
+        invocation.task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
+        current.set(invocation)
+        message, started = invocation.message, self._now()
+        outcome, result = Outcome.HANDLED, None
+        error: RequestError | None = None
+        try:
+            _read(message)
+            result = await self._result(function, arguments[: function.arity])
+        except asyncio.CancelledError:
+            outcome, error = Outcome.CANCELLED, HandlerFailed("the handler was stopped", at=self._exchange)
+        except Refused as problem:  # raised on purpose, to be told
+            problem.at = self._exchange
+            outcome, error = Outcome.DENIED, problem
+        except (Exception, SystemExit) as problem:
+            log.error("%s failed at %s %s", function.label, message.name, message.id, exc_info=problem)
+            outcome = Outcome.FAILED
+            error = HandlerFailed(f"the handler of {message.name} failed", at=self._exchange)
+        finally:
+            invocation.running = False
+            self._requests.pop(message.id, None)
+            function.running -= 1
+            while function.waiting and function.running < HANDLER_CONCURRENCY:
+                waiting = function.waiting.popleft()
+                if not waiting[0].withdrawn:
+                    self._run(function, *waiting)
+        done(invocation, Ending(outcome, function.label, self._now() - started, result, error))
+
+    async def _result(self, function: Registered, arguments: tuple[Any, ...]) -> Any:
+        if function.on_loop:
+            return await function.call(*arguments)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix=f"{self._exchange}-handler")
+        call = functools.partial(contextvars.copy_context().run, function.call, *arguments)
+        result = await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        return await result if inspect.isawaitable(result) else result
+
+    # ------------------------------------------------------------------------------------------------ ending
+
+    async def close(self, seconds: float) -> None:
+        """Let what runs end, within `seconds`; then cancel it."""
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _added(patterns: PatternMap[Registered], pattern: str, function: Registered) -> Callable[[], None]:
+    patterns.add(check_pattern(pattern), function)
+    return lambda: patterns.discard(pattern, function)
+
+
+def _read(message: Message) -> None:
+    """What cannot be read never reaches a handler."""
+    try:
+        message.value  # noqa: B018  # read once, here, and kept
+    except InvalidMessage as problem:
+        error = refused(problem)
+        raise Refused(error.message, code=error.code, reason=error.reason) from None
+
+
+def _nothing(invocation: Invocation, ending: Ending) -> None:
+    """Listeners and observers answer to nobody."""

@@ -1,0 +1,111 @@
+"""The ledger: what happened here, and because of what.
+
+Law: bounded, and without payloads. It keeps the newest `LEDGER_MESSAGES` messages that were emitted,
+received or forwarded here, and what became of each; the oldest go first. A trace is answered from
+it: everything with the same root. The answer is plain JSON, the shape of `TraceResponse` in
+`proto/exchange/v1/service.proto`, for it is what `exchange.trace` replies.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+from .limits import LEDGER_EVENTS, LEDGER_MESSAGES
+from .message import Message, Outcome
+from .patterns import RESERVED
+
+
+class Span:
+    """What this exchange knows of one message."""
+
+    __slots__ = ("causes", "events", "from_", "hops", "id", "kind", "name", "reply_to", "root", "to")
+
+    def __init__(self, message: Message) -> None:
+        self.id = message.id
+        self.name = message.name
+        self.kind = message.kind
+        self.from_ = message.from_
+        self.to = message.to
+        self.causes = message.causes
+        self.hops = message.hops
+        self.reply_to = message.reply_to
+        self.root = message.root
+        self.events: list[tuple[float, Outcome, str, float, str]] = []  # at, outcome, by, seconds, reason
+
+
+class Ledger:
+    """What one exchange remembers of its messages."""
+
+    def __init__(self, exchange: str, capacity: int = LEDGER_MESSAGES) -> None:
+        self.exchange = exchange
+        self.capacity = capacity
+        self._spans: OrderedDict[str, Span] = OrderedDict()
+        self._families: dict[str, dict[str, None]] = {}  # root -> ids, in order of arrival
+        self._cut: OrderedDict[str, None] = OrderedDict()  # roots of which something was forgotten
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def note(self, message: Message) -> None:
+        """Remember that `message` was here. Traffic of the system is not remembered."""
+        if message.name.startswith(RESERVED) or message.id in self._spans:
+            return
+        span = self._spans[message.id] = Span(message)
+        self._families.setdefault(span.root, {})[span.id] = None
+        if len(self._spans) > self.capacity:
+            self._forget_oldest()
+
+    def record(
+        self, id: str, at: float, outcome: Outcome, *, by: str = "", seconds: float = 0.0, reason: str = ""
+    ) -> None:
+        """Remember what became of the message `id`: `by` is its handler or the peer it was passed on to."""
+        span = self._spans.get(id)
+        if span is not None and len(span.events) < LEDGER_EVENTS:
+            span.events.append((at, outcome, by, seconds, reason))
+
+    def trace(self, id: str) -> dict[str, Any] | None:
+        """Everything known here with the same root as the message `id`; None if it is not known."""
+        span = self._spans.get(id)
+        root = span.root if span is not None else id
+        family = self._families.get(root)
+        if family is None:
+            return None
+        return {
+            "root": root,
+            "spans": [self._said(self._spans[member]) for member in family],
+            "cut": root in self._cut,
+        }
+
+    def _forget_oldest(self) -> None:
+        id, span = self._spans.popitem(last=False)
+        family = self._families[span.root]
+        del family[id]
+        if family:
+            self._cut[span.root] = None
+            if len(self._cut) > self.capacity:
+                self._cut.popitem(last=False)
+        else:
+            del self._families[span.root]
+            self._cut.pop(span.root, None)
+
+    def _said(self, span: Span) -> dict[str, Any]:
+        return {
+            "id": span.id,
+            "name": span.name,
+            "kind": f"KIND_{span.kind.name}",
+            "from": span.from_,
+            "to": span.to,
+            "causes": list(span.causes),
+            "hops": [{"exchange": hop.exchange, "at_us": round(hop.at * 1e6)} for hop in span.hops],
+            "reply_to": span.reply_to,
+            "events": [
+                {
+                    "exchange": self.exchange,
+                    "at_us": round(at * 1e6),
+                    "outcome": f"OUTCOME_{outcome.name}",
+                    "by": by,
+                    "duration_us": round(seconds * 1e6),
+                    "reason": reason,
+                }
+                for at, outcome, by, seconds, reason in span.events
+            ],
+        }

@@ -1,0 +1,343 @@
+"""One link's session, from Hello to Goodbye.
+
+Law: sans-IO. Bytes that came in go into `receive`, which returns what they mean; what shall be said
+goes into `send`, `announce`, `ask`, `tell` and `goodbye`, and comes out of `data_to_send` as bytes;
+`tick` is told the time. No socket, clock or randomness: the same input gives the same output.
+
+States: OPENING (the handshake) -> OPEN -> CLOSING (Goodbye said, queued messages leave first) -> CLOSED.
+
+Control frames never wait behind messages: `data_to_send` gives them first, then one Batch with as many
+of the queued messages as one write may carry. So batches form by themselves while a write is under way.
+
+A link is never trusted about who it is. A message counts only if its last hop is the peer; and from a
+peer that does not relay, only if the peer made it.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from . import wire
+from .errors import Code, InvalidMessage, LimitExceeded, RequestError
+from .frames import (
+    PROTOCOL,
+    Answer,
+    Batch,
+    Frame,
+    Goodbye,
+    Hello,
+    Interest,
+    Introduction,
+    Query,
+    Refusal,
+    Reject,
+    Welcome,
+)
+from .limits import (
+    BATCH_BYTES,
+    BATCH_MESSAGES,
+    CONTROL_FRAMES,
+    HANDSHAKE_SECONDS,
+    LINK_HIGH_WATER,
+    LINK_HIGH_WATER_BYTES,
+    LINK_QUEUE_BYTES,
+    LINK_QUEUE_MESSAGES,
+    NAMES_PER_PEER,
+)
+from .message import Hop, Message
+
+VALUE = "value"  # the feature: payloads are wanted as `value`
+
+
+class Phase(Enum):
+    """Where a session stands."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True, frozen=True)
+class Opened:
+    """The handshake is done: this is the peer."""
+
+    peer: Introduction
+
+
+@dataclass(slots=True, frozen=True)
+class Received:
+    """A message, with its last hop confirmed."""
+
+    message: Message
+
+
+@dataclass(slots=True, frozen=True)
+class Rejected:
+    """The peer refused a message of ours."""
+
+    id: str
+    error: RequestError
+
+
+@dataclass(slots=True, frozen=True)
+class Ended:
+    """The session is over: as planned if `code` is OK. Nothing else follows. `by` is the id of who ended it."""
+
+    code: Code
+    reason: str
+    by: str
+
+
+Event = Opened | Received | Rejected | Interest | Query | Answer | Ended
+
+
+class QueueFull(LimitExceeded):
+    """The peer takes messages more slowly than they come, and the link's queue is full."""
+
+
+class Session:
+    """One side of a link.
+
+    `me` is what Hello or Welcome will say. The side that `dialled` speaks first; the other side calls
+    `welcome` once it has seen who it is (the `Opened` event), or `goodbye` to refuse.
+    """
+
+    def __init__(self, me: Introduction, *, dialled: bool, now: float) -> None:
+        self.me = me
+        self.dialled = dialled
+        self.phase = Phase.OPENING
+        self.peer: Introduction | None = None
+        self.as_value = False
+        self._handshake_until = now + HANDSHAKE_SECONDS
+        self._control: deque[bytes] = deque()
+        self._queue: deque[tuple[Message, wire.Packed, int]] = deque()
+        self._queued_bytes = 0
+        self._sent = 0  # sequence number of the last message that left
+        self._sent_ids: deque[tuple[int, str]] = deque(maxlen=BATCH_MESSAGES)  # for a Reject without an id
+        self._received = 0
+        self._revision = me.revision
+        self._goodbye: bytes | None = None
+        self._expected = 0  # revision of the peer's interest
+        self._handles: set[str] = set()
+        self._subscribes: set[str] = set()
+        if dialled:
+            self._control.append(wire.encode(Hello(me)))
+
+    # -------------------------------------------------------------------------------------------- in
+
+    def receive(self, data: bytes, now: float) -> list[Event]:
+        """What the bytes of one frame mean. A frame that breaks the protocol ends the session."""
+        if self.phase is Phase.CLOSED:
+            return []
+        try:
+            frame = wire.decode(data, now)
+        except InvalidMessage as error:
+            return self._broken(str(error))
+        if self.phase is Phase.OPENING and (self.peer is None or self.dialled):
+            return self._introduced(frame)
+        return self._understood(frame)
+
+    def _introduced(self, frame: Frame) -> list[Event]:
+        if isinstance(frame, Goodbye):
+            return self._end(frame.code, frame.message, by=frame.exchange)
+        wanted = Welcome if self.dialled else Hello
+        if not isinstance(frame, Hello | Welcome) or not isinstance(frame, wanted):
+            return self._broken(f"the first frame is a {wanted.__name__}")
+        peer = frame.me
+        if peer.exchange == self.me.exchange:
+            return self._refuse(Code.ALREADY_EXISTS, f"both ends of this link call themselves {peer.exchange}")
+        if peer.protocol < 1:
+            return self._refuse(Code.UNIMPLEMENTED, f"this exchange speaks protocol {PROTOCOL}")
+        if len(peer.handles) > NAMES_PER_PEER or len(peer.subscribes) > NAMES_PER_PEER:
+            return self._broken(f"more than {NAMES_PER_PEER} names or patterns are declared")
+        self.peer = peer
+        self.as_value = VALUE in peer.features
+        self._expected = peer.revision
+        self._handles.update(peer.handles)
+        self._subscribes.update(peer.subscribes)
+        if self.dialled:
+            self.phase = Phase.OPEN
+        return [Opened(peer)]
+
+    def _understood(self, frame: Frame) -> list[Event]:
+        if isinstance(frame, Batch):
+            return self._batch(frame)
+        if isinstance(frame, Query | Answer):
+            return [frame]
+        if isinstance(frame, Interest):
+            return self._interest(frame)
+        if isinstance(frame, Reject):
+            known = dict(self._sent_ids)
+            return [Rejected(frame.id or known.get(frame.seq, ""), frame.error)]
+        if isinstance(frame, Goodbye):
+            return self._end(frame.code, frame.message, by=frame.exchange)
+        if isinstance(frame, Hello | Welcome):
+            return self._broken("an introduction comes once, as the first frame")
+        return []
+
+    def _batch(self, batch: Batch) -> list[Event]:
+        self.as_value = self.as_value or batch.used_value
+        if batch.seq:
+            self._received = batch.seq - 1
+        events: list[Event] = []
+        for message in batch.messages:
+            self._received += 1
+            if isinstance(message, Message):
+                refusal = self._admit(message)
+                if refusal is None:
+                    events.append(Received(message))
+                    continue
+                message = Refusal(message.id, wire.refused(refusal))
+            self.reject(self._received, message.id, message.error)
+        return events
+
+    def _admit(self, message: Message) -> InvalidMessage | None:
+        """Confirm who sent it, and fill in what a simple peer leaves out."""
+        peer = self.peer
+        assert peer is not None
+        hops = message.hops
+        if not hops:
+            hops = (Hop(peer.exchange, message.timestamp),)
+            message.hop_trace = replace(message.hop_trace, hops=hops)
+        if not message.from_:
+            message.from_ = hops[0].exchange
+        if not message.id:
+            message.id = f"{message.from_}.{peer.epoch}.{self._received}"
+        if hops[-1].exchange != peer.exchange:
+            return InvalidMessage(f"its last hop is {hops[-1].exchange}, but it came from {peer.exchange}")
+        if hops[0].exchange != message.from_ or not message.id.startswith(message.from_ + "."):
+            return InvalidMessage("its id, its `from` and its first hop do not agree")
+        if len(hops) > 1 and not peer.relay:
+            return InvalidMessage(f"{peer.exchange} does not relay, so it cannot pass on a message of {message.from_}")
+        return None
+
+    def _interest(self, interest: Interest) -> list[Event]:
+        if interest.revision != self._expected + 1 and interest.revision:
+            return self._broken(f"interest revision {interest.revision} came after {self._expected}")
+        self._expected = interest.revision
+        self._handles.difference_update(interest.no_longer_handles)
+        self._handles.update(interest.handles)
+        self._subscribes.difference_update(interest.no_longer_subscribes)
+        self._subscribes.update(interest.subscribes)
+        if len(self._handles) > NAMES_PER_PEER or len(self._subscribes) > NAMES_PER_PEER:
+            return self._broken(f"more than {NAMES_PER_PEER} names or patterns are declared")
+        return [interest]
+
+    def tick(self, now: float) -> list[Event]:
+        """Tell the session the time: a handshake that takes too long ends it."""
+        if self.phase is Phase.OPENING and now >= self._handshake_until:
+            return self._refuse(Code.DEADLINE_EXCEEDED, f"no introduction within {HANDSHAKE_SECONDS:g} s")
+        return []
+
+    def _broken(self, reason: str) -> list[Event]:
+        return self._refuse(Code.INVALID_ARGUMENT, reason)
+
+    def _refuse(self, code: Code, reason: str) -> list[Event]:
+        stay_away = code is Code.INVALID_ARGUMENT
+        self._goodbye = wire.encode(Goodbye(code, reason, stay_away=stay_away, exchange=self.me.exchange))
+        return self._end(code, reason, by=self.me.exchange)
+
+    def _end(self, code: Code, reason: str, *, by: str) -> list[Event]:
+        self.phase = Phase.CLOSED
+        return [Ended(code, reason, by)]
+
+    # ------------------------------------------------------------------------------------------- out
+
+    def welcome(self, me: Introduction) -> None:
+        """Answer the Hello: the link is open."""
+        self.me, self._revision = me, me.revision
+        self.phase = Phase.OPEN
+        self._control.append(wire.encode(Welcome(me)))
+
+    def send(self, message: Message) -> None:
+        """Queue `message`. Raises QueueFull, and InvalidMessage if it cannot be said to this peer."""
+        packed = wire.pack(message, as_value=self.as_value)
+        size = packed.ByteSize()
+        if len(self._queue) >= LINK_QUEUE_MESSAGES or self._queued_bytes + size > LINK_QUEUE_BYTES:
+            raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
+        if self.peer is not None and size > self.peer.message_bytes:
+            raise LimitExceeded(f"{self.peer.exchange} takes messages of at most {self.peer.message_bytes} bytes")
+        self._queued_bytes += size
+        self._queue.append((message, packed, size))
+
+    @property
+    def full(self) -> bool:
+        """So much waits that whoever can wait should."""
+        return len(self._queue) > LINK_HIGH_WATER or self._queued_bytes > LINK_HIGH_WATER_BYTES
+
+    def announce(
+        self,
+        *,
+        handles: Sequence[str] = (),
+        subscribes: Sequence[str] = (),
+        no_longer_handles: Sequence[str] = (),
+        no_longer_subscribes: Sequence[str] = (),
+        relay: bool | None = None,
+    ) -> None:
+        """Tell the peer that our interest has changed."""
+        self._revision += 1
+        change = Interest(
+            self._revision,
+            tuple(handles),
+            tuple(subscribes),
+            tuple(no_longer_handles),
+            tuple(no_longer_subscribes),
+            relay,
+        )
+        self._control.append(wire.encode(change))
+
+    def control(self, frame: Query | Answer) -> bool:
+        """Queue a question or an answer: False if so many wait that the peer cannot be reading."""
+        if len(self._control) >= CONTROL_FRAMES:
+            return False
+        self._control.append(wire.encode(frame))
+        return True
+
+    def reject(self, seq: int, id: str, error: RequestError) -> None:
+        """Refuse one message that was received; if very many such answers wait, this one is left out."""
+        if len(self._control) < CONTROL_FRAMES:
+            self._control.append(wire.encode(Reject(seq, id, error)))
+
+    def goodbye(self, code: Code = Code.OK, reason: str = "", *, retry_after_ms: int = 0) -> None:
+        """Say that the session ends, after what is queued."""
+        if self.phase in (Phase.OPENING, Phase.OPEN):
+            self.phase = Phase.CLOSING
+            self._goodbye = wire.encode(Goodbye(code, reason, retry_after_ms, exchange=self.me.exchange))
+
+    def data_to_send(self, now: float) -> tuple[bytes | None, list[Message]]:
+        """The bytes of the next frame to write, or None; and messages whose time ended in the queue."""
+        if self._control:
+            return self._control.popleft(), []
+        expired: list[Message] = []
+        if self._queue and self.phase in (Phase.OPEN, Phase.CLOSING):
+            batch: list[wire.Packed] = []
+            size = 0
+            while self._queue and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES:
+                message, packed, bytes_ = self._queue.popleft()
+                self._queued_bytes -= bytes_
+                left = message.deadline - now
+                if left <= 0:
+                    expired.append(message)
+                    continue
+                packed.ttl_us = max(1, int(left * 1e6))
+                size += bytes_
+                self._sent += 1
+                self._sent_ids.append((self._sent, message.id))
+                batch.append(packed)
+            if batch:
+                return wire.encode_batch(self._sent - len(batch) + 1, batch), expired
+        if self._goodbye is not None and (not self._queue or self.phase is Phase.CLOSED):
+            data, self._goodbye = self._goodbye, None
+            if self.phase is Phase.CLOSING:
+                self.phase = Phase.CLOSED
+            return data, expired
+        return None, expired
+
+    def unsent(self) -> list[Message]:
+        """The messages that never left: for whoever must be told when the link is lost."""
+        messages = [message for message, _, _ in self._queue]
+        self._queue.clear()
+        self._queued_bytes = 0
+        return messages

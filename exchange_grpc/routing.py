@@ -1,0 +1,970 @@
+"""Routing: who takes a message, and the way back.
+
+Law: sans-IO. What comes in is a signal on the kernel, with the time in it; what shall be done is a
+signal too, answered by whoever owns the links and the handlers (`exchange.py`):
+
+    in   route Arrival                    a message, emitted here or received over a link
+         broadcast Arrival                a message for every direct peer
+         offer / subscribe (name, bool)   a name is (no longer) handled here, a pattern subscribed to
+         peer.connect Neighbour           a link is open
+         peer.disconnect Lost             ... and gone
+         peer.interest / peer.asked / peer.answered   its Interest, Query and Answer frames
+         expired (messages, now)          their time ended while they waited to be written
+         rejected Rejection               the peer refused a message that was passed to it
+         failed Failure                   a handler here failed at a send
+    out  deliver (message, link)          run the handler and the listeners
+         transmit (link, message)         put it on a link; raises InvalidMessage if that cannot be
+         control (link, frame)            a Query or an Answer
+         announce (handles, subscribes, gone handles, gone subscribes)   to every peer
+         resolve (id, reply)              the reply to a request that was emitted here
+         dispatched (message, error)      a send emitted here has left, or was taken, or could not be
+         withdraw id                      cancel the handler of this request
+         message.unhandled (message, error)
+         observed (seen, message)
+
+The four steps for a send or a request: handle it here; pass it to a linked peer that is addressed or
+offers the name; ask the relays; tell the origin that nobody takes it.
+
+Replies go back the way the request came: `_open` remembers that, for a request passing through and
+for one emitted or handled here alike. A question about a target that begins here asks all relays, and
+all who want to know the same wait for it. A relay's question is passed on under its own id and never
+waits for another question, so two questions cannot wait for each other in a circle; one that comes
+back to where it has been is answered "no" at once, because the other branch tells.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from .errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailable, Unhandled, request_error
+from .frames import Answer, Found, Interest, Query, Target
+from .kernel import Kernel, Sig
+from .ledger import Ledger
+from .limits import (
+    HELD_MESSAGES,
+    HOPS,
+    HOPS_OF_A_QUESTION,
+    NO_SECONDS,
+    OPEN_QUESTIONS,
+    OPEN_REQUESTS,
+    QUESTION_SECONDS,
+    ROUTES,
+    SEEN_IDS,
+    SEEN_SECONDS,
+)
+from .message import Context, Kind, Message, Origin, Outcome, Seen, Trace
+from .patterns import PatternMap, fits
+
+HERE = None  # the link of what was emitted here
+_TURNS = 4_096  # sets of candidates whose turn is remembered
+_NOBODY = ("UNHANDLED", "LOOP")  # reasons that say: this way leads nowhere
+
+
+class Arrival(NamedTuple):
+    """A message that comes to be routed: from `link`, or emitted here (None), then perhaps `via` a given link."""
+
+    message: Message
+    link: str | None
+    now: float
+    via: str | None = None
+
+
+class Neighbour(NamedTuple):
+    """A link that is open: the peer's id, whether it relays, and what it declared."""
+
+    id: str
+    relay: bool
+    handles: tuple[str, ...]
+    subscribes: tuple[str, ...]
+    now: float
+
+
+class Lost(NamedTuple):
+    """A link that is gone, and the messages that never left on it."""
+
+    id: str
+    unsent: list[Message]
+    now: float
+
+
+class Rejection(NamedTuple):
+    """The peer refused the message `id`."""
+
+    link: str
+    id: str
+    error: RequestError
+    now: float
+
+
+class Failure(NamedTuple):
+    """A send that a handler here took, and failed at."""
+
+    message: Message
+    link: str | None
+    outcome: Outcome
+    error: RequestError
+    now: float
+
+
+@dataclass(slots=True)
+class Link:
+    """What routing knows of one peer."""
+
+    id: str
+    relay: bool
+    handles: set[str] = field(default_factory=set)
+    subscribes: set[str] = field(default_factory=set)
+    out: set[str] = field(default_factory=set)  # open requests that were passed to it
+    came: set[str] = field(default_factory=set)  # open requests that came from it
+
+
+@dataclass(slots=True)
+class Open:
+    """A request that awaits its reply."""
+
+    id: str
+    name: str
+    from_: str
+    trace: Trace
+    link: str | None  # where the reply goes
+    deadline: float
+    out: str | None = None  # who has it: a link, this exchange, or nobody yet
+    message: Message | None = None  # kept while it may have to be routed again
+    again: bool = False  # it was
+
+    def header(self) -> Message:
+        """The request without what it carried."""
+        return Message(self.id, self.name, Kind.REQUEST, self.from_, hop_trace=self.trace)
+
+
+@dataclass(slots=True)
+class Question:
+    """A discovery under way."""
+
+    id: str
+    target: Target
+    deadline: float
+    asked: set[str]  # relays whose answer is awaited
+    askers: list[tuple[str, str]]  # who wants to know: link, and id of its question
+    held: list[Arrival] = field(default_factory=list)  # messages that wait for the answer
+    found: bool = False
+    incomplete: bool = False
+
+
+class Router:
+    """The routing of one exchange, as handlers on its kernel.
+
+    `balance` chooses among several that take a name: `round_robin`, `least_pending`, `random` (by
+    `draw`, a function from n to 0..n-1) or `sticky:HEADER`, which sends equal headers the same way.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        kernel: Kernel,
+        ledger: Ledger,
+        *,
+        balance: str = "round_robin",
+        draw: Callable[[int], int],
+    ) -> None:
+        self.me = origin.exchange
+        self.relay = False
+        self.links: dict[str, Link] = {}
+        self.offers: set[str] = set()
+        self.subscriptions: set[str] = set()
+        self._origin = origin
+        self._sig = kernel.sig
+        self._ledger = ledger
+        self._draw = draw
+        self._choose = self._chooser(balance)
+        self._offered: dict[str, tuple[str, ...]] = {}  # name -> links that offer it
+        self._interested: PatternMap[str] = PatternMap()
+        self._routes: OrderedDict[Target, dict[str, int]] = OrderedDict()  # target -> link -> hops from there
+        self._told: OrderedDict[Target, set[str]] = OrderedDict()  # to whom we said yes
+        self._nobody: OrderedDict[Target, float] = OrderedDict()  # believed until
+        self._turns: dict[tuple[str, ...], int] = {}
+        self._seen: OrderedDict[str, float] = OrderedDict()  # publications and questions, until
+        self._open: dict[str, Open] = {}
+        self._questions: dict[str, Question] = {}
+        self._own: dict[Target, Question] = {}
+        self._held = 0
+        self._asked = 0
+        self._timers: list[tuple[float, str]] = []  # deadline, id of an open request or question
+        kernel.delayed.update(
+            {
+                "route": self._route,
+                "broadcast": self._broadcast,
+                "peer.connect": self._connect,
+                "peer.disconnect": self._disconnect,
+                "peer.interest": self._interest,
+                "peer.asked": self._query,
+                "peer.answered": self._answer,
+                "rejected": self._rejected,
+                "expired": self._expired,
+                "failed": self._failed,
+            }
+        )
+        kernel.immediate.update({"offer": self._offer, "subscribe": self._subscribe})
+
+    # ------------------------------------------------------------------------------------- in: messages
+
+    def _route(self, arrival: Arrival, sig: Sig, state: Any) -> None:
+        message, link, now, _ = arrival
+        if link is HERE:
+            self._ledger.note(message)
+            self._sig("observed", (Seen.EMITTED, message))
+        elif link not in self.links or not self._admit(message, link, now):
+            return
+        kind = message.kind
+        if kind is Kind.SEND:
+            self._dispatch(arrival)
+        elif kind is Kind.REQUEST:
+            if self._remember(message, link, now):
+                self._dispatch(arrival)
+        elif kind is Kind.REPLY:
+            self._reply(message, link, now)
+        elif kind is Kind.CANCEL:
+            self._cancel(message, link, now)
+        elif kind is Kind.OUTCOME:
+            self._outcome(message, link, now)
+        elif kind is Kind.PUBLISH:
+            self._publish(message, link, now)
+        else:
+            self._sig("observed", (Seen.RECEIVED, message))
+            self._sig("deliver", (message, link))
+
+    def _admit(self, message: Message, link: str, now: float) -> bool:
+        """Whether a received message may go on; refuses it otherwise. Writes the hop to here."""
+        hops = message.hops
+        visited = any(hop.exchange == self.me for hop in hops)
+        message.hop_trace = message.hop_trace.at(self.me, now + self._origin.wall)
+        self._ledger.note(message)
+        if visited:
+            self._fail(message, link, now, Outcome.LOOP, _loop(self.me, message))
+        elif len(hops) >= HOPS:
+            text = f"it has made {HOPS} hops"
+            error = request_error(Code.OUT_OF_RANGE, text, reason="TOO_MANY_HOPS", at=self.me, delivered=False)
+            self._fail(message, link, now, Outcome.DENIED, error)
+        elif message.deadline <= now:
+            self._fail(message, link, now, Outcome.EXPIRED, self._too_late())
+        else:
+            if len(hops) > 1:  # like a switch: its origin lies behind this link
+                self._learn(Target("exchange", message.from_), link, len(hops) - 1)
+            return True
+        return False
+
+    def _remember(self, message: Message, link: str | None, now: float) -> bool:
+        """Open a request; refuses it if it is open already or too many are."""
+        if message.id in self._open:
+            text = "a request with this id is open here already"
+            error = request_error(Code.ALREADY_EXISTS, text, reason="DUPLICATE", at=self.me, delivered=False)
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DENIED, reason=text)
+            if link is not HERE:
+                self._answer_error(message, link, now, error)
+            return False
+        if len(self._open) >= OPEN_REQUESTS:
+            self._fail(message, link, now, Outcome.DROPPED, self._full(f"more than {OPEN_REQUESTS} requests are open"))
+            return False
+        entry = Open(message.id, message.name, message.from_, message.hop_trace, link, message.deadline)
+        self._open[message.id] = entry
+        if link is not HERE:
+            self.links[link].came.add(message.id)
+        self._start_timer(message.deadline, message.id)
+        return True
+
+    def _dispatch(self, arrival: Arrival) -> None:
+        """The four steps, for a send or a request."""
+        message, link, now, via = arrival
+        to = message.to
+        if via is None and (to == self.me or (not to and message.name in self.offers)):
+            if message.name in self.offers:
+                self._take(message, link, now)
+            else:
+                self._fail(message, link, now, Outcome.UNHANDLED, self._unhandled(f"{self.me} does not handle it"))
+            return
+        if link is not HERE and not self.relay:
+            reason = f"{self.me} does not handle it and does not relay"
+            self._fail(message, link, now, Outcome.UNHANDLED, self._unhandled(reason))
+            return
+        if via is not None:
+            self._forward(message, link, now, via, learned=False)
+            return
+        target = Target("exchange", to) if to else Target("name", message.name)
+        candidates = self._next_to(target, message)
+        learned = not candidates
+        if learned:
+            candidates = self._behind(target, message)
+        if candidates:
+            self._forward(message, link, now, self._choose(candidates, message), learned=learned)
+        else:
+            self._ask_for(target, arrival)
+
+    def _next_to(self, target: Target, message: Message) -> tuple[str, ...]:
+        """The linked peers that are, or offer, the target, and were not visited."""
+        if target.kind == "exchange":
+            found: tuple[str, ...] = (target.key,) if target.key in self.links else ()
+        else:
+            found = self._offered.get(target.key, ())
+        return _unvisited(found, message)
+
+    def _behind(self, target: Target, message: Message) -> tuple[str, ...]:
+        """The linked peers behind which the target is, those with the fewest hops."""
+        routes = self._routes.get(target)
+        if not routes:
+            return ()
+        ways = _unvisited(routes, message)
+        nearest = min((routes[link] for link in ways), default=0)
+        return tuple(sorted(link for link in ways if routes[link] == nearest))
+
+    def _take(self, message: Message, link: str | None, now: float) -> None:
+        """Step 1: it is handled here."""
+        entry = self._open.get(message.id) if message.kind is Kind.REQUEST else None
+        if entry is not None:
+            entry.out = self.me
+        if link is not HERE:
+            self._sig("observed", (Seen.RECEIVED, message))
+        try:
+            self._sig("deliver", (message, link))
+        except LimitExceeded as error:
+            self._fail(message, link, now, Outcome.DROPPED, self._full(str(error)))
+            return
+        if link is HERE and entry is None:
+            self._sig("dispatched", (message, None))
+
+    def _forward(self, message: Message, link: str | None, now: float, to: str, *, learned: bool) -> None:
+        """Step 2: a peer takes it."""
+        peer = self.links.get(to)
+        if peer is None:
+            error = Unavailable(f"the link to {to} was lost", at=self.me, delivered=False)
+            self._fail(message, link, now, Outcome.DROPPED, error)
+            return
+        try:
+            self._sig("transmit", (to, message))
+        except LimitExceeded as error:
+            self._fail(message, link, now, Outcome.DROPPED, self._full(str(error)))
+            return
+        except InvalidMessage as error:
+            text = str(error)
+            refusal = request_error(Code.INVALID_ARGUMENT, text, reason="INVALID_MESSAGE", at=self.me, delivered=False)
+            self._fail(message, link, now, Outcome.DENIED, refusal)
+            return
+        self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
+        if message.kind is Kind.REQUEST:
+            entry = self._open[message.id]
+            entry.out = to
+            entry.message = message if learned and not entry.again else None
+            peer.out.add(message.id)
+        elif link is HERE:
+            self._sig("dispatched", (message, None))
+        if link is not HERE:
+            self._sig("observed", (Seen.FORWARDED, message))
+
+    # ---------------------------------------------------------------------------- in: what belongs to others
+
+    def _reply(self, message: Message, link: str | None, now: float) -> None:
+        entry = self._open.get(message.reply_to)
+        if entry is None or entry.out != (self.me if link is HERE else link):
+            reason = "nobody waits for it, or not from there"
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=reason)
+            return
+        error = message.error
+        if error is not None and error.reason in _NOBODY and entry.message is not None and link is not HERE:
+            self._forget(self._target(entry.message), link)
+            request, entry.message, entry.again = entry.message, None, True
+            self.links[link].out.discard(entry.id)
+            entry.out = None
+            self._dispatch(Arrival(request, entry.link, now))
+            return
+        self._close(entry)
+        if entry.link is HERE:
+            if link is not HERE:
+                self._sig("observed", (Seen.RECEIVED, message))
+            self._sig("resolve", (entry.id, message))
+        else:
+            self._pass_back(entry.link, message, now, link)
+
+    def _pass_back(self, to: str, message: Message, now: float, link: str | None) -> None:
+        """A reply or an outcome goes one hop back. What cannot be said becomes an error that can."""
+        try:
+            self._sig("transmit", (to, message))
+        except InvalidMessage as error:
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DENIED, reason=str(error))
+            if message.error is None and message.kind is Kind.REPLY:
+                code = Code.RESOURCE_EXHAUSTED if isinstance(error, LimitExceeded) else Code.OUT_OF_RANGE
+                refusal = request_error(code, f"the answer cannot be sent: {error}", reason="ANSWER", at=self.me)
+                request = Message(message.reply_to, message.name, Kind.REQUEST, message.to, hop_trace=message.hop_trace)
+                self._answer_error(request, to, now, refusal)
+            return
+        self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
+        if link is not HERE:
+            self._sig("observed", (Seen.FORWARDED, message))
+
+    def _cancel(self, message: Message, link: str | None, now: float) -> None:
+        entry = self._open.get(message.reply_to)
+        if entry is None or entry.link != link:
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason="no such open request")
+            return
+        self._abandon(entry, now, Outcome.CANCELLED, "the caller withdrew it", message)
+
+    def _abandon(self, entry: Open, now: float, outcome: Outcome, reason: str, cancel: Message | None = None) -> None:
+        """Nobody waits for this request any more: tell whoever has it."""
+        self._close(entry)
+        self._ledger.record(entry.id, now + self._origin.wall, outcome, reason=reason)
+        if entry.out == self.me:
+            self._sig("withdraw", entry.id)
+        elif entry.out is not None:
+            if cancel is None:
+                context = Context.of(entry.header())
+                cancel = self._origin.make(Kind.CANCEL, entry.name, context, now, reply_to=entry.id)
+                self._ledger.note(cancel)
+            self._transmit_quietly(entry.out, cancel)
+
+    def _outcome(self, message: Message, link: str | None, now: float) -> None:
+        if message.error is not None and message.error.reason in _NOBODY and link is not HERE:
+            self._forget(Target("name", message.name), link)
+        if message.to == self.me:
+            if link is not HERE:
+                self._sig("observed", (Seen.RECEIVED, message))
+            failed = Message(message.reply_to, message.name, Kind.SEND, self.me, hop_trace=message.hop_trace)
+            self._sig("message.unhandled", (failed, message.error or self._unhandled("no reason was given")))
+            return
+        target = Target("exchange", message.to)
+        ways = self._next_to(target, message) or self._behind(target, message)
+        if ways and (link is HERE or self.relay):
+            self._pass_back(ways[0], message, now, link)
+        else:
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason="its addressee is gone")
+
+    def _publish(self, message: Message, link: str | None, now: float) -> None:
+        if not self._first_time(message.id, now):
+            return
+        if link is not HERE:
+            self._sig("observed", (Seen.RECEIVED, message))
+        if any(fits(pattern, message.name) for pattern in self.subscriptions):
+            self._sig("deliver", (message, link))
+        if link is HERE or self.relay:
+            interested = self._interested.match(message.name)
+            visited = {hop.exchange for hop in message.hops}
+            for peer in self.links.values():
+                if peer.id not in visited and (peer.relay or peer.id in interested):
+                    self._pass_on(peer.id, message, now)
+        if link is HERE:
+            self._sig("dispatched", (message, None))
+
+    def _broadcast(self, arrival: Arrival, sig: Sig, state: Any) -> None:
+        message, _, now, _ = arrival
+        self._ledger.note(message)
+        self._sig("observed", (Seen.EMITTED, message))
+        for peer in self.links:
+            self._pass_on(peer, message, now)
+        self._sig("dispatched", (message, None))
+
+    def _pass_on(self, to: str, message: Message, now: float) -> None:
+        """One of several copies: what one peer cannot take costs the others nothing."""
+        try:
+            self._sig("transmit", (to, message))
+        except InvalidMessage as error:
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=to, reason=str(error))
+        else:
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
+
+    def _transmit_quietly(self, to: str, message: Message) -> None:
+        if to in self.links:
+            with suppress(InvalidMessage):  # the link's queue is full: whoever waits there has a deadline
+                self._sig("transmit", (to, message))
+
+    # ------------------------------------------------------------------------------------- how things fail
+
+    def _fail(self, message: Message, link: str | None, now: float, outcome: Outcome, error: RequestError) -> None:
+        """Step 4, and every refusal: recorded here, signalled here, and told to the origin."""
+        self._ledger.record(message.id, now + self._origin.wall, outcome, reason=error.message)
+        if outcome is Outcome.UNHANDLED:
+            self._sig("message.unhandled", (message, error))
+        entry = self._open.get(message.id) if message.kind is Kind.REQUEST else None
+        if entry is not None and entry.link == link:
+            self._close(entry)
+        if link is not HERE:
+            self._sig("observed", (Seen.RECEIVED, message))
+        if message.kind is Kind.REQUEST:
+            self._answer_error(message, link, now, error)
+        elif link is HERE:
+            self._sig("dispatched", (message, error))
+        elif message.kind is Kind.SEND:
+            self._report(message, link, now, outcome, error)
+
+    def _answer_error(self, request: Message, link: str | None, now: float, error: RequestError) -> None:
+        reply = self._origin.make(
+            Kind.REPLY, request.name, Context.of(request), now,
+            to=request.from_, reply_to=request.id, last=True, error=error,
+        )  # fmt: skip
+        self._ledger.note(reply)
+        if link is HERE:
+            self._sig("resolve", (request.id, reply))
+        else:
+            self._transmit_quietly(link, reply)
+
+    def _unhandled(self, reason: str) -> Unhandled:
+        return Unhandled(reason, at=self.me, delivered=False)
+
+    def _too_late(self) -> RequestError:
+        return request_error(Code.DEADLINE_EXCEEDED, f"its time was over at {self.me}", at=self.me)
+
+    def _full(self, text: str) -> RequestError:
+        return request_error(Code.RESOURCE_EXHAUSTED, text, reason="FULL", at=self.me, delivered=False)
+
+    def _rejected(self, rejection: Rejection, sig: Sig, state: Any) -> None:
+        link, id, error, now = rejection
+        entry = self._open.get(id)
+        if entry is not None and entry.out == link:
+            self._close(entry)
+            self._answer_error(entry.header(), entry.link, now, error)
+        self._ledger.record(id, now + self._origin.wall, Outcome.DENIED, by=link, reason=error.message)
+
+    def _failed(self, failure: Failure, sig: Sig, state: Any) -> None:
+        message, link, outcome, error, now = failure
+        if message.kind is Kind.SEND:
+            self._report(message, link, now, outcome, error)
+
+    def _expired(self, expired: tuple[list[Message], float], sig: Sig, state: Any) -> None:
+        messages, now = expired
+        for message in messages:
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.EXPIRED, reason="it waited too long")
+            if message.kind is Kind.SEND:
+                self._report(message, _came_by(message), now, Outcome.EXPIRED, self._too_late())
+
+    def _report(self, message: Message, link: str | None, now: float, outcome: Outcome, error: RequestError) -> None:
+        """Tell the origin of a send, which may be here, what became of it."""
+        if link is HERE:
+            self._sig("message.unhandled", (message, error))
+            return
+        report = self._origin.make(
+            Kind.OUTCOME, message.name, Context.of(message), now,
+            to=message.from_, reply_to=message.id, outcome=outcome, error=error,
+        )  # fmt: skip
+        self._ledger.note(report)
+        self._transmit_quietly(link, report)
+
+    # ---------------------------------------------------------------------------------------- open requests
+
+    def _close(self, entry: Open) -> None:
+        self._open.pop(entry.id, None)
+        if entry.link is not HERE and entry.link in self.links:
+            self.links[entry.link].came.discard(entry.id)
+        if entry.out is not None and entry.out in self.links:
+            self.links[entry.out].out.discard(entry.id)
+
+    def _start_timer(self, deadline: float, id: str) -> None:
+        heapq.heappush(self._timers, (deadline, id))
+        alive = len(self._open) + len(self._questions)
+        if len(self._timers) > 2 * alive + 1_024:  # most end long before their time: leave no heap of them
+            self._timers = [t for t in self._timers if t[1] in self._open or t[1] in self._questions]
+            heapq.heapify(self._timers)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due: None if nothing waits."""
+        return self._timers[0][0] if self._timers else None
+
+    def tick(self, now: float) -> None:
+        """Tell routing the time: what is over ends."""
+        while self._timers and self._timers[0][0] <= now:
+            _, id = heapq.heappop(self._timers)
+            entry, question = self._open.get(id), self._questions.get(id)
+            if entry is not None:
+                self._abandon(entry, now, Outcome.EXPIRED, "its time was over")
+                self._answer_error(entry.header(), entry.link, now, self._too_late())
+            elif question is not None:
+                question.incomplete = True
+                self._conclude(question, now)
+
+    # ------------------------------------------------------------------------------------- links and interest
+
+    def _connect(self, peer: Neighbour, sig: Sig, state: Any) -> None:
+        link = self.links[peer.id] = Link(peer.id, peer.relay)
+        self._nobody.clear()
+        self._now_offers(link, peer.handles, peer.now)
+        for pattern in peer.subscribes:
+            link.subscribes.add(pattern)
+            self._interested.add(pattern, peer.id)
+        self._release(Target("exchange", peer.id), peer.now)
+
+    def _disconnect(self, lost: Lost, sig: Sig, state: Any) -> None:
+        link = self.links.pop(lost.id, None)
+        if link is None:
+            return
+        now = lost.now
+        unsent = {message.id for message in lost.unsent}
+        self._no_longer_offers(link, link.handles)
+        for pattern in link.subscribes:
+            self._interested.discard(pattern, link.id)
+        for target in [target for target, ways in self._routes.items() if link.id in ways]:
+            self._forget(target, link.id)
+        self._withdraw(Target("exchange", link.id))
+        for told in self._told.values():
+            told.discard(link.id)
+        for question in list(self._questions.values()):
+            question.askers = [asker for asker in question.askers if asker[0] != link.id]
+            if link.id in question.asked:
+                question.asked.discard(link.id)
+                question.incomplete = True
+                if not question.asked:
+                    self._conclude(question, now)
+        for id in list(link.came):
+            reason = f"the link to {link.id}, which asked, was lost"
+            self._abandon(self._open[id], now, Outcome.CANCELLED, reason)
+        for id in list(link.out):
+            entry = self._open[id]
+            self._close(entry)
+            error = Unavailable(
+                f"the link to {link.id} was lost", at=self.me, delivered=False if id in unsent else None
+            )
+            self._ledger.record(id, now + self._origin.wall, Outcome.DROPPED, by=link.id, reason=error.message)
+            self._answer_error(entry.header(), entry.link, now, error)
+        for message in lost.unsent:
+            if message.kind is Kind.SEND:
+                error = Unavailable(f"the link to {link.id} was lost", at=self.me, delivered=False)
+                self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=error.message)
+                self._report(message, _came_by(message), now, Outcome.DROPPED, error)
+
+    def _interest(self, change: tuple[str, Interest, float], sig: Sig, state: Any) -> None:
+        id, interest, now = change
+        link = self.links.get(id)
+        if link is None:
+            return
+        self._no_longer_offers(link, interest.no_longer_handles)
+        for pattern in interest.no_longer_subscribes:
+            if pattern in link.subscribes:
+                link.subscribes.discard(pattern)
+                self._interested.discard(pattern, id)
+        for pattern in interest.subscribes:
+            if pattern not in link.subscribes:
+                link.subscribes.add(pattern)
+                self._interested.add(pattern, id)
+        if interest.relay is not None:
+            link.relay = interest.relay
+            self._nobody.clear()
+        self._now_offers(link, interest.handles, now)
+
+    def _now_offers(self, link: Link, names: Iterable[str], now: float) -> None:
+        for name in names:
+            if name not in link.handles:
+                link.handles.add(name)
+                self._offered[name] = tuple(sorted((*self._offered.get(name, ()), link.id)))
+                self._nobody.pop(Target("name", name), None)
+                self._release(Target("name", name), now)
+
+    def _no_longer_offers(self, link: Link, names: Iterable[str]) -> None:
+        for name in list(names):
+            if name in link.handles:
+                link.handles.discard(name)
+                rest = tuple(id for id in self._offered[name] if id != link.id)
+                if rest:
+                    self._offered[name] = rest
+                else:
+                    del self._offered[name]
+                self._withdraw(Target("name", name))
+
+    def _offer(self, change: tuple[str, bool], sig: Sig, state: Any) -> None:
+        name, offered = change
+        if offered and name not in self.offers:
+            self.offers.add(name)
+            self._sig("announce", ((name,), (), (), ()))
+        elif not offered and name in self.offers:
+            self.offers.discard(name)
+            self._sig("announce", ((), (), (name,), ()))
+            self._withdraw(Target("name", name))
+
+    def _subscribe(self, change: tuple[str, bool], sig: Sig, state: Any) -> None:
+        pattern, wanted = change
+        if wanted and pattern not in self.subscriptions:
+            self.subscriptions.add(pattern)
+            self._sig("announce", ((), (pattern,), (), ()))
+        elif not wanted and pattern in self.subscriptions:
+            self.subscriptions.discard(pattern)
+            self._sig("announce", ((), (), (), (pattern,)))
+
+    # --------------------------------------------------------------------------------------------- discovery
+
+    def _ask_for(self, target: Target, arrival: Arrival) -> None:
+        """Step 3: hold the message and ask, unless the answer is known to be no."""
+        message, link, now, _ = arrival
+        if self._nobody.get(target, 0.0) > now:
+            self._nobody_takes(arrival, target, incomplete=False)
+            return
+        if self._held >= HELD_MESSAGES or len(self._questions) >= OPEN_QUESTIONS:
+            error = self._full("too many messages wait for an answer about who takes them")
+            self._fail(message, link, now, Outcome.DROPPED, error)
+            return
+        question = self._own.get(target)
+        if question is None or question.found:
+            question = self._ask(target, now, HOPS_OF_A_QUESTION)
+        if question.asked:
+            self._held += 1
+            question.held.append(arrival)
+        else:
+            self._nobody_takes(arrival, target, incomplete=False)
+
+    def _ask(self, target: Target, now: float, ttl: int) -> Question:
+        """Begin a question of our own."""
+        self._asked += 1
+        id = f"{self.me}.{self._origin.epoch}.q{self._asked}"
+        self._first_time(id, now)
+        question = Question(id, target, now + QUESTION_SECONDS, set(), [])
+        self._put(question, Query(id, target, ttl), without=None)
+        if question.asked:
+            self._own[target] = question
+        return question
+
+    def _put(self, question: Question, query: Query, *, without: str | None) -> None:
+        for peer in self.links.values():
+            if peer.relay and peer.id != without and self._sig("control", (peer.id, query)):
+                question.asked.add(peer.id)
+        if question.asked:
+            self._questions[question.id] = question
+            self._start_timer(question.deadline, question.id)
+
+    def _query(self, asked: tuple[str, Query, float], sig: Sig, state: Any) -> None:
+        link, query, now = asked
+        target = query.target
+        peer = self.links.get(link)
+        if peer is None:
+            return
+        if peer.relay and not self._first_time(query.id, now):
+            self._say(link, Answer(query.id, target, Found.NO))
+            return
+        cost = self._cost(target, link)
+        if cost is not None:
+            self._say_yes(link, query.id, target, cost)
+        elif not self.relay or self._nobody.get(target, 0.0) > now:
+            self._say(link, Answer(query.id, target, Found.NO))
+        elif query.ttl < 1 or len(self._questions) >= OPEN_QUESTIONS:
+            self._say(link, Answer(query.id, target, Found.INCOMPLETE))
+        else:
+            if peer.relay:
+                question = Question(query.id, target, now + QUESTION_SECONDS, set(), [(link, query.id)])
+                self._put(question, Query(query.id, target, query.ttl - 1), without=link)
+            else:  # no question ever comes to it, so it can wait for ours
+                question = self._own.get(target) or self._ask(target, now, query.ttl - 1)
+                question.askers.append((link, query.id))
+            if not question.asked:
+                self._say(link, Answer(query.id, target, Found.NO))
+
+    def _answer(self, answered: tuple[str, Answer, float], sig: Sig, state: Any) -> None:
+        link, answer, now = answered
+        if not answer.id:
+            if link in self._routes.get(answer.target, {}):
+                self._forget(answer.target, link)
+            return
+        question = self._questions.get(answer.id)
+        if question is None or link not in question.asked or question.target != answer.target:
+            return
+        question.asked.discard(link)
+        if answer.found is Found.YES:
+            self._learn(question.target, link, answer.cost + 1)
+            if not question.found:
+                question.found = True
+                self._tell(question, Found.YES)
+                self._release_held(question, now)
+        elif answer.found is Found.INCOMPLETE:
+            question.incomplete = True
+        if not question.asked:
+            self._conclude(question, now)
+
+    def _conclude(self, question: Question, now: float) -> None:
+        """All answers are there, or the time is over."""
+        self._questions.pop(question.id, None)
+        own = self._own.get(question.target) is question
+        if own:
+            del self._own[question.target]
+        if question.found:
+            return
+        if not question.incomplete and own:  # a relayed question left out the link it came by
+            _bounded_put(self._nobody, question.target, now + NO_SECONDS, ROUTES)
+        self._tell(question, Found.INCOMPLETE if question.incomplete else Found.NO)
+        held, question.held = question.held, []
+        self._held -= len(held)
+        for arrival in held:
+            if self._still_wanted(arrival):
+                self._nobody_takes(arrival._replace(now=now), question.target, incomplete=question.incomplete)
+
+    def _tell(self, question: Question, found: Found) -> None:
+        askers, question.askers = question.askers, []
+        for link, id in askers:
+            cost = self._cost(question.target, link)
+            if found is not Found.YES:
+                self._say(link, Answer(id, question.target, found))
+            elif cost is None:  # the only way leads back to whoever asks
+                self._say(link, Answer(id, question.target, Found.NO))
+            else:
+                self._say_yes(link, id, question.target, cost)
+
+    def _release(self, target: Target, now: float) -> None:
+        """The target has turned up next to us: whoever waits for it need not wait for the answers."""
+        question = self._own.get(target)
+        if question is not None and not question.found:
+            question.found = True
+            self._tell(question, Found.YES)
+            self._release_held(question, now)
+
+    def _release_held(self, question: Question, now: float) -> None:
+        held, question.held = question.held, []
+        self._held -= len(held)
+        for arrival in held:
+            if not self._still_wanted(arrival):
+                continue
+            message = arrival.message
+            if self._next_to(question.target, message) or self._behind(question.target, message):
+                self._dispatch(arrival._replace(now=now))
+            else:
+                self._nobody_takes(arrival._replace(now=now), question.target, incomplete=False)
+
+    def _still_wanted(self, arrival: Arrival) -> bool:
+        message = arrival.message
+        return message.kind is not Kind.REQUEST or message.id in self._open
+
+    def _nobody_takes(self, arrival: Arrival, target: Target, *, incomplete: bool) -> None:
+        message, link, now, _ = arrival
+        what = f"nobody handles {target.key}" if target.kind == "name" else f"there is no exchange {target.key}"
+        if not incomplete:
+            error: RequestError = self._unhandled(f"{what} within reach of {self.me}")
+        else:
+            text = f"{what} next to {self.me}, and not all others answered within {QUESTION_SECONDS:g} s"
+            error = Unavailable(text, reason="INCOMPLETE", at=self.me, delivered=False)
+        self._fail(message, link, now, Outcome.UNHANDLED, error)
+
+    def _cost(self, target: Target, asker: str) -> int | None:
+        """How many hops the target is from here by a way that does not lead over `asker`; None if there is none."""
+        if target.kind == "name":
+            if target.key in self.offers:
+                return 0
+            if any(link != asker for link in self._offered.get(target.key, ())):
+                return 1
+        elif target.key == self.me:
+            return 0
+        elif target.key in self.links and target.key != asker:
+            return 1
+        if not self.relay:
+            return None
+        return min((cost + 1 for link, cost in self._routes.get(target, {}).items() if link != asker), default=None)
+
+    def _learn(self, target: Target, link: str, cost: int) -> None:
+        ways = self._routes.get(target)
+        if ways is None:
+            if len(self._routes) >= ROUTES:
+                self._routes.popitem(last=False)
+            self._routes[target] = {link: cost}
+        else:
+            ways[link] = cost
+        self._nobody.pop(target, None)
+
+    def _forget(self, target: Target, link: str) -> None:
+        """The way to the target by this link has gone."""
+        ways = self._routes.get(target)
+        if ways is not None and link in ways:
+            del ways[link]
+            if not ways:
+                del self._routes[target]
+            self._withdraw(target)
+
+    def _withdraw(self, target: Target) -> None:
+        """Take back an earlier yes from those for whom there is no way left."""
+        told = self._told.get(target)
+        if told is None:
+            return
+        for link in [link for link in told if self._cost(target, link) is None]:
+            told.discard(link)
+            self._say(link, Answer("", target, Found.NO))
+        if not told:
+            del self._told[target]
+
+    def _say_yes(self, link: str, id: str, target: Target, cost: int) -> None:
+        if target not in self._told and len(self._told) >= ROUTES:
+            self._told.popitem(last=False)
+        self._told.setdefault(target, set()).add(link)
+        self._say(link, Answer(id, target, Found.YES, cost))
+
+    def _say(self, link: str, answer: Answer) -> None:
+        if link in self.links:
+            self._sig("control", (link, answer))
+
+    def _first_time(self, id: str, now: float) -> bool:
+        """Whether this publication or question has not been here; it is remembered."""
+        if id in self._seen:
+            return False
+        while self._seen and (len(self._seen) >= SEEN_IDS or next(iter(self._seen.values())) <= now):
+            self._seen.popitem(last=False)
+        self._seen[id] = now + SEEN_SECONDS
+        return True
+
+    @staticmethod
+    def _target(message: Message) -> Target:
+        return Target("exchange", message.to) if message.to else Target("name", message.name)
+
+    # --------------------------------------------------------------------------------------------- balancing
+
+    def _chooser(self, balance: str) -> Callable[[tuple[str, ...], Message], str]:
+        if balance == "round_robin":
+            return self._in_turn
+        if balance == "least_pending":
+            return lambda links, message: min(links, key=lambda link: len(self.links[link].out))
+        if balance == "random":
+            return lambda links, message: links[self._draw(len(links))]
+        policy, _, header = balance.partition(":")
+        if policy == "sticky" and header:
+            return lambda links, message: self._stuck(links, message, header)
+        raise ValueError(f"balance is round_robin, least_pending, random or sticky:HEADER, not {balance!r}")
+
+    def _in_turn(self, links: tuple[str, ...], message: Message) -> str:
+        if len(links) == 1:
+            return links[0]
+        if links not in self._turns and len(self._turns) >= _TURNS:
+            self._turns.clear()
+        turn = self._turns.get(links, 0)
+        self._turns[links] = (turn + 1) % len(links)
+        return links[turn]
+
+    def _stuck(self, links: tuple[str, ...], message: Message, header: str) -> str:
+        # Rendezvous hashing: when a candidate goes, only what was stuck to it moves.
+        key = message.headers.get(header)
+        if key is None:
+            return self._in_turn(links, message)
+        return max(links, key=lambda link: blake2b(f"{key}\0{link}".encode(), digest_size=8).digest())
+
+    # ------------------------------------------------------------------------------------------ introspection
+
+    def peers(self) -> list[dict[str, Any]]:
+        """What is known of every peer, in plain JSON."""
+        return [
+            {
+                "id": link.id,
+                "relay": link.relay,
+                "handles": sorted(link.handles),
+                "subscribes": sorted(link.subscribes),
+                "pending": len(link.out),
+            }
+            for link in self.links.values()
+        ]
+
+
+def _unvisited(links: Iterable[str], message: Message) -> tuple[str, ...]:
+    visited = [hop.exchange for hop in message.hops]
+    return tuple(link for link in links if link not in visited)
+
+
+def _came_by(message: Message) -> str | None:
+    """The link by which a message got here: the hop before ours."""
+    return message.hops[-2].exchange if len(message.hops) > 1 else HERE
+
+
+def _bounded_put(table: OrderedDict[Target, float], key: Target, value: float, bound: int) -> None:
+    if len(table) >= bound:
+        table.popitem(last=False)
+    table[key] = value
+
+
+def _loop(me: str, message: Message) -> RequestError:
+    way = " -> ".join(hop.exchange for hop in message.hops)
+    return Unhandled(f"it came back to {me}: {way}", reason="LOOP", at=me, delivered=False)

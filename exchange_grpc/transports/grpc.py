@@ -1,0 +1,220 @@
+"""gRPC: the `Peer` stream, `grpc://HOST:PORT` and `unix:PATH`, and the server that carries it.
+
+Frames travel as bytes and are parsed by the session, not by gRPC: one that cannot be parsed then ends
+one session with a reason, where gRPC's own parser would kill the stream without one.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+import grpc
+
+from ..errors import AddressError, LinkError
+from ..limits import FRAME_BYTES, GRPC_HANDSHAKE_MS, MESSAGE_BYTES
+from ..service import PEER, SERVICE, Doors, add_health_and_reflection
+from . import End, Host, Receive, register
+
+# Room for the frame around what it carries: the limits themselves are checked by the session.
+_LARGEST = FRAME_BYTES + MESSAGE_BYTES
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", _LARGEST),
+    ("grpc.max_send_message_length", _LARGEST),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_CLIENT_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: closing it closes it
+    ("grpc.enable_http_proxy", 0),
+]
+_SERVER_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.so_reuseport", 0),  # else a second server takes the same port without a word
+    ("grpc.server_handshake_timeout_ms", GRPC_HANDSHAKE_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+_CLOSE_SECONDS = 1.0  # for the other side to end the call after goodbye
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
+
+
+def target_of(url: str) -> str:
+    """What gRPC calls the address in `url`. Raises AddressError."""
+    if url.startswith("unix:"):
+        path = url.removeprefix("unix://").removeprefix("unix:")
+        if not path:
+            raise AddressError(f"{url!r} has no path: unix:/run/exchange.sock")
+        return f"unix:{path}"
+    address = _HOST_PORT.fullmatch(url.removeprefix("grpc://").rstrip("/"))
+    if not url.startswith("grpc://") or address is None or int(address["port"]) > 65_535:
+        raise AddressError(f"{url!r} is no address: grpc://HOST:PORT")
+    return address[0]
+
+
+class _Stream:
+    """What both ends have in common: a call to read from and write to."""
+
+    def __init__(self) -> None:
+        self._call: Any = None
+        self._reader: asyncio.Task[None] | None = None
+
+    def on_receive(self, receive: Receive, end: End) -> None:
+        """See `Transport`."""
+        self._receive, self._end = receive, end
+
+    async def send(self, frame: bytes) -> None:
+        """See `Transport`."""
+        try:
+            await self._call.write(frame)
+        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            raise LinkError(f"the peer cannot be written to: {_said(error)}") from None
+
+    async def _read(self) -> None:
+        try:
+            while (frame := await self._call.read()) is not grpc.aio.EOF:
+                await self._receive(frame)
+        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            self._end(LinkError(f"the connection was lost: {_said(error)}"))
+        else:
+            self._ended()
+
+    def _ended(self) -> None:
+        self._end(None)
+
+
+class GrpcTransport(_Stream):
+    """The end that dialled."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        self._target = target_of(url)
+        self._channel: grpc.aio.Channel | None = None
+
+    async def connect(self) -> None:
+        """See `Transport`."""
+        self._channel = grpc.aio.insecure_channel(self._target, options=_CLIENT_OPTIONS)
+        self._call = self._channel.stream_stream(f"/{SERVICE}/{PEER}")()
+        try:
+            await self._call.wait_for_connection()
+        except grpc.RpcError as error:
+            raise LinkError(f"nobody answers at {self._url}: {_said(error)}") from None
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    def _ended(self) -> None:
+        self._end(LinkError("the peer ended the connection"))
+
+    async def disconnect(self) -> None:
+        """See `Transport`."""
+        # In this order nothing leaks: let the other side end the call, stop reading, cancel, close.
+        if self._reader is not None and not self._reader.done():
+            try:
+                await self._call.done_writing()
+                await asyncio.wait({self._reader}, timeout=_CLOSE_SECONDS)
+            except (grpc.RpcError, asyncio.InvalidStateError):
+                pass
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+        if self._call is not None:
+            self._call.cancel()
+        if self._channel is not None:
+            await self._channel.close()
+
+
+class _Accepted(_Stream):
+    """The end that was dialled: one call of `Peer`."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__()
+        self._call = context
+
+    async def connect(self) -> None:
+        """It is connected: begin to read."""
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    async def disconnect(self) -> None:
+        """See `Transport`. The call ends when its handler returns."""
+        if self._reader is not None and self._reader is not asyncio.current_task():
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+
+    def vanished(self) -> None:
+        """gRPC says that the caller is gone."""
+        self._end(LinkError("the peer went away"))
+
+
+class GrpcListener:
+    """A gRPC server: `Peer` and the doors of the service, health and reflection."""
+
+    def __init__(self, url: str, server: grpc.aio.Server, doors: Doors) -> None:
+        self._url = url
+        self._server = server
+        self._doors = doors
+
+    @property
+    def url(self) -> str:
+        """See `Listener`."""
+        return self._url
+
+    async def close(self) -> None:
+        """See `Listener`."""
+        await self._doors.close()
+        await self._server.stop(_CLOSE_SECONDS)
+
+
+class GrpcScheme:
+    """`grpc://HOST:PORT` and `unix:PATH`."""
+
+    def dial(self, url: str) -> GrpcTransport:
+        """See `Scheme`."""
+        return GrpcTransport(url)
+
+    async def listen(self, url: str, host: Host) -> GrpcListener:
+        """See `Scheme`."""
+        target = target_of(url)
+        server = grpc.aio.server(options=_SERVER_OPTIONS)
+
+        async def peer(_: Any, context: Any) -> None:
+            transport = _Accepted(context)
+            await transport.connect()
+            try:
+                await host.accept(transport)
+            except asyncio.CancelledError:  # gRPC's way to say that the caller is gone
+                transport.vanished()
+
+        doors = Doors(host)
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE, {PEER: grpc.stream_stream_rpc_method_handler(peer)}),
+                doors.handler(),
+            )
+        )
+        add_health_and_reflection(server, doors)
+        try:
+            port = server.add_insecure_port(target)
+        except RuntimeError as error:
+            raise AddressError(f"cannot listen at {url}: {_said(error)}") from None
+        if port == 0 and not target.startswith("unix:"):
+            raise AddressError(f"cannot listen at {url}: the address is taken or not ours")
+        await server.start()
+        await doors.start()
+        if not target.startswith("unix:"):
+            url = f"grpc://{target.rpartition(':')[0]}:{port}"
+        return GrpcListener(url, server, doors)
+
+
+def _said(error: BaseException) -> str:
+    """What gRPC says of an error, without its internals."""
+    details = getattr(error, "details", None)
+    text = details() if callable(details) else None
+    return str(text or "the stream is closed").splitlines()[0][:200]
+
+
+_scheme = GrpcScheme()
+register("grpc", _scheme)
+register("unix", _scheme)
