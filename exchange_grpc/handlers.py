@@ -222,7 +222,10 @@ class Handlers:
         if invocation is not None:
             invocation.withdrawn = invocation.answered = True
             if invocation.task is not None:
-                invocation.task.cancel()
+                # Soon, not now: a task that is cancelled before its first step never gets to clean up.
+                asyncio.get_running_loop().call_soon(invocation.task.cancel)
+            else:  # it waits for its turn, which it will not get
+                del self._requests[request]
 
     def _beside(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...]) -> None:
         try:
@@ -238,7 +241,7 @@ class Handlers:
         elif len(function.waiting) < function.queue_limit:
             function.waiting.append((invocation, arguments, done))
         else:
-            self._requests.pop(invocation.message.id, None)
+            self._forget(invocation)
             raise QueueFull(f"more than {function.queue_limit} messages wait for {function.label}")
 
     def _run(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
@@ -267,13 +270,17 @@ class Handlers:
             error = HandlerFailed(f"the handler of {message.name} failed", at=self._exchange)
         finally:
             invocation.running = False
-            self._requests.pop(message.id, None)
+            self._forget(invocation)
             function.running -= 1
             while function.waiting and function.running < HANDLER_CONCURRENCY:
                 waiting = function.waiting.popleft()
                 if not waiting[0].withdrawn:
                     self._run(function, *waiting)
         done(invocation, Ending(outcome, function.label, self._now() - started, result, error))
+
+    def _forget(self, invocation: Invocation) -> None:
+        if self._requests.get(invocation.message.id) is invocation:  # and no listener of the same message
+            del self._requests[invocation.message.id]
 
     async def _result(self, function: Registered, arguments: tuple[Any, ...]) -> Any:
         if function.on_loop:

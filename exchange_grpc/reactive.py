@@ -4,44 +4,28 @@ Law: sans-IO. No loop, socket, clock or randomness in here: `tasks` runs corouti
 time. `set`, `get`, `run` and `check circle` are immediate handlers on the signal kernel; delete one
 and what it did is refused, for `s.x = 1` as for `sig("set", ...)`.
 
-The algorithm, push then pull:
-
-* A computed function gets a `Reader`, which writes the name of each read on one `trail`. What a run
-  wrote there are its dependencies, found anew each run; nested runs write behind it and clean up.
-* A transaction writes to the nodes and keeps the old values in `undo`. `spread` marks the dependents
-  of what was set STALE and all that stands behind them PENDING, and puts them in dependency order
-  (depth first, as of the last runs). `work` goes through that order: a STALE node runs, and makes its
-  PENDING dependents STALE when its value changed; a node still PENDING at its turn did not change.
-* A run that finds a new dependency which is not CLEAN yet has it settled on the spot. `settle` asks the
-  dependencies of a PENDING node in the order they were read, and stops at the first that changed: what
-  came before is the same, so the function would read it again. Nothing runs that need not.
-* Such reads nest on Python's stack. From `DEPTH_LIMIT` on a run is abandoned instead, what it wanted is
-  settled from a list, and it starts afresh: only there does a function run twice in one transaction.
-* The commit is one `dict.update` of `values`, which is all that other threads ever read.
+A transaction, in the thread that holds the lock: sets go to the nodes of the graph, which brings the
+computed values up to date (`graph.py` has the algorithm); one `dict.update` makes them visible to
+all; then listeners and subscribers are called, in the order of the commits. An exception before that
+update leaves everything as it was, one after it changes nothing any more.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, KeysView, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, KeysView, Mapping
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from functools import partial
-from types import CoroutineType, TracebackType
-from typing import Any, NamedTuple, NoReturn, Protocol, Union
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
-from .errors import CircularDependency, SideEffect, StateError, SubscriberError, UnknownName
+from .errors import CircularDependency, StateError, SubscriberError, UnknownName
+from .graph import Graph, Node, Run, Subscription, computing, same
 from .kernel import Kernel, Sig
 
-DEPTH_LIMIT = 50  # nested runs: about 200 Python frames, which leaves most of the usual 1,000 to the caller
 CASCADE_LIMIT = 100  # transactions that subscribers of one set may cause: no useful cascade is that long
 
-CLEAN, PENDING, STALE, RUNNING = range(4)  # up to date; perhaps not; must run; runs or waits for what it reads
-
 log = logging.getLogger(__name__)
-
-Compute = Callable[[Any], Any]
-Subscriber = Callable[[Any], object]
 
 
 class Transaction(NamedTuple):
@@ -64,114 +48,8 @@ class Tasks(Protocol):
         """A function that may be called from any thread, and an awaitable that ends when it was."""
 
 
-class _Restart(BaseException):
-    """Abandons a run that nests too deep. Not an Exception, so that computed functions let it pass."""
-
-
-class _Subscription:
-    """A function that is called until it is not `active` any more."""
-
-    __slots__ = ("active", "fn")
-
-    def __init__(self, fn: Callable[[Any], object]) -> None:
-        self.fn, self.active = fn, True
-
-
-class _Node:
-    """One name: its value as the transaction sees it, and its edges. `fn` is None for a plain value."""
-
-    __slots__ = ("dependents", "fn", "mark", "name", "reads", "run", "subscriptions", "value", "visit")
-
-    def __init__(self, name: str, value: Any) -> None:
-        self.name = name
-        self.fn: Compute | None = value if callable(value) else None
-        self.value = None if callable(value) else value
-        self.reads: list[str] = []  # in the order of the first read of each; never changed in place
-        self.dependents: dict[_Node, None] = {}
-        self.mark = CLEAN if self.fn is None else STALE
-        self.visit = 0  # the number of the last `spread` that entered the node; negative once it left it
-        self.subscriptions: dict[_Subscription, None] = {}
-        self.run: Run | None = None  # of an async computed value: the run whose result is awaited
-
-
-class Run:
-    """A run of an async computed value, whose result is awaited as long as it is its node's."""
-
-    __slots__ = ("graph", "node")
-
-    def __init__(self, graph: "_Graph", node: _Node) -> None:
-        self.graph, self.node = graph, node
-
-
-# The graph whose functions run in this context now, or the async run that this task belongs to.
-_computing: ContextVar[Union["_Graph", Run, None]] = ContextVar("exchange_grpc_computing", default=None)
-
-
-def same(new: Any, old: Any) -> bool:
-    """Whether `new` in place of `old` is no change.
-
-    Equal values of one type are the same (1, 1.0 and True are three values), and so are two NaN. What
-    cannot be compared, or answers with anything but a bool (an array), counts as changed.
-    """
-    if new is old:
-        return True
-    if type(new) is not type(old):
-        return False
-    try:
-        equal = new == old
-        if equal is False:
-            equal = (new != new) is True and (old != old) is True  # NaN, of any type
-    except Exception:
-        return False
-    return equal is True
-
-
-def _reader(graph: "_Graph") -> Any:
-    """What the computed functions of this graph get as their state: reads are recorded, sets raise SideEffect.
-
-    A class for each graph, as `__getattribute__` cannot reach an attribute of its own object cheaply: with
-    closures a read takes 0.1 microseconds, with `__getattr__` five times that. It has no methods but
-    `keys` and `snapshot`, and state names go before those.
-    """
-    nodes, chain, record, this_thread = graph.nodes, graph.chain, graph.trail.append, threading.get_ident
-
-    def read(self: object, name: str) -> Any:
-        try:
-            node = nodes[name]
-        except (KeyError, TypeError):
-            return graph.no_such_name(name)
-        if not chain or this_thread() != graph.owner:  # after the run, or in another thread during one
-            return graph.read_late(node)
-        if node.mark:
-            graph.settle(node)
-        record(name)
-        return node.value
-
-    def write(self: object, name: str, value: Any) -> None:
-        graph.refuse(name)
-
-    class Reader:
-        __slots__ = ()
-        __getattribute__ = __getitem__ = read
-        __setattr__ = __setitem__ = write
-
-        def __contains__(self, name: object) -> bool:
-            return name in nodes
-
-        def __iter__(self) -> Iterator[str]:
-            return iter(nodes)
-
-        def __len__(self) -> int:
-            return len(nodes)
-
-        def __repr__(self) -> str:
-            return f"Reader({', '.join(nodes)})"
-
-    return Reader()
-
-
-class _Graph:
-    """The nodes and the one transaction that may be open. Everything but `read` happens under `lock`."""
+class _Store(Graph):
+    """The graph with its handlers, transactions, subscribers and async runs: all that `State` is a door to."""
 
     def __init__(
         self,
@@ -181,32 +59,11 @@ class _Graph:
         now: Callable[[], float],
         tasks: Tasks | None,
     ) -> None:
-        for name in values:
-            if not isinstance(name, str):
-                raise StateError(f"a name must be a str, not {name!r}")
-        self.kernel, self.cause, self.now, self.tasks = kernel, cause, now, tasks
-        self.nodes = {name: _Node(name, value) for name, value in values.items()}
-        self.values = {name: node.value for name, node in self.nodes.items()}  # committed
-        self.lock = threading.RLock()
-        self.owner: int | None = None  # the thread whose transaction is open
-        self.levels: list[dict[_Node, Any]] = []  # for each open batch: what its sets replaced
-        self.undo: dict[_Node, Any] = {}  # values before the transaction, of nodes set or run in it
-        self.unread: dict[_Node, list[str]] = {}  # reads before it, where they are others now
-        self.dirty: dict[_Node, Any] = {}  # set since the last `spread`, with the value it knew
-        self.pending: list[_Node] = []  # the last order; every node that is not CLEAN is in it
-        self.again = False  # a node was given a value twice: it may have come back to its first
-        self.visits = 0
-        self.run: Callable[[_Node], None] = self.compute
-        self.chain: list[_Node] = []  # RUNNING nodes, each reading the next
-        self.trail: list[str] = []  # what they have read so far, one run behind the other
-        self.reader = _reader(self)
-        self.wanted: _Node | None = None  # what an abandoned run has to read
-        self.fault: BaseException | None = None  # what fails this transaction, also where a function catches it
-        self.due: _Node | None = None  # the node that the signal `run` is about
-        self.launched: dict[_Node, Coroutine[Any, Any, Any] | None] = {}  # async runs that begin at the commit
+        super().__init__(values, kernel)
+        self.cause, self.now, self.tasks = cause, now, tasks
         self.commits = self.cascade = 0
-        self.listeners: dict[_Subscription, None] = {}
-        self.calls: deque[tuple[_Subscription, Any]] = deque()
+        self.listeners: dict[Subscription, None] = {}
+        self.calls: deque[tuple[Subscription, Any]] = deque()
         self.notifying = False
         self.runs = 0  # async results awaited
         self.failures: dict[str, Exception] = {}  # of async computed values, until `settled` tells
@@ -220,7 +77,6 @@ class _Graph:
         if taken := self.handlers.keys() & table.keys():
             raise StateError(f"this kernel has a state already: {', '.join(sorted(taken))}")
         table.update(self.handlers)
-        self.pending = [node for node in self.nodes.values() if node.fn is not None]
         try:
             with self.lock:
                 self.begin()
@@ -232,10 +88,10 @@ class _Graph:
         except BaseException:
             self.rollback()
             for name in self.handlers:
-                del table[name]
+                table.pop(name, None)
             raise
 
-    # -- handlers on the kernel ---------------------------------------------------------------------
+    # -- handlers on the kernel --------------------------------------------------------------------
 
     def on_set(self, value: Any, sig: Sig, state: Any) -> None:
         """`{"name": ..., "value": ...}`: set a plain value, in a transaction of its own unless a batch is open."""
@@ -282,17 +138,12 @@ class _Graph:
             self.fault = CircularDependency([*names[names.index(value) :], value])
             raise self.fault
 
-    def require(self, name: str) -> None:
-        """Refuse what a handler does that was taken away."""
-        if name not in self.kernel.immediate:
-            raise StateError(f"nothing handles {name!r}: its handler was taken from the kernel")
+    # -- reading and setting from outside ----------------------------------------------------------
 
     def set(self, name: str, value: Any) -> None:
         """`s.name = value`: always as the signal `set`."""
         self.require("set")
         self.kernel.sig("set", {"name": name, "value": value})
-
-    # -- reading ------------------------------------------------------------------------------------
 
     def read(self, name: str) -> Any:
         """`s.name`: as the signal `get`, called directly where nobody would see the difference."""
@@ -305,7 +156,7 @@ class _Graph:
     def value_of(self, name: str) -> Any:
         if self.owner is not None and self.owner == threading.get_ident():
             return self.reader[name] if self.chain else self.peek(name)
-        run = _computing.get()
+        run = computing.get()
         if type(run) is Run and run.graph is self:
             return self.read_late(self.find(name))
         try:
@@ -323,52 +174,7 @@ class _Graph:
                 self.work([node])
         return node.value
 
-    def read_late(self, node: _Node) -> Any:
-        """A read after the function returned: by its coroutine, whose dependency it becomes, or by who kept the reader."""
-        self.require("get")
-        name, run = node.name, _computing.get()
-        if type(run) is Run and run.graph is self:
-            with self.lock:
-                reading = run.node
-                if reading.run is run and name not in reading.reads:
-                    reading.reads = [*reading.reads, name]
-                    node.dependents[reading] = None
-        return self.values[name]
-
-    def find(self, name: str) -> _Node:
-        try:
-            return self.nodes[name]
-        except (KeyError, TypeError):
-            raise UnknownName(name) from None
-
-    def no_such_name(self, name: str) -> Any:
-        if name in ("batch", "update"):
-            self.refuse(name)
-        if name == "keys":
-            return self.nodes.keys
-        if name == "snapshot":
-            return lambda: {each: self.reader[each] for each in self.nodes}
-        raise UnknownName(name)
-
-    # -- transactions -------------------------------------------------------------------------------
-
-    def may_set(self, target: str) -> None:
-        """Raise SideEffect inside a computed function, of this state or any other."""
-        run = _computing.get()
-        if run is None:
-            return
-        if isinstance(run, _Graph):
-            run.refuse(target)
-        elif run.node.run is run:
-            raise SideEffect(run.node.name, target)
-
-    def refuse(self, target: str) -> NoReturn:
-        """Raise SideEffect: from within a run in such a way that catching it does not help."""
-        if self.chain and self.owner == threading.get_ident():
-            self.fault = SideEffect(self.chain[-1].name, target)
-            raise self.fault
-        run = _computing.get()
-        raise SideEffect(run.node.name if type(run) is Run else "a computed value", target)
+    # -- transactions ------------------------------------------------------------------------------
 
     def begin(self) -> None:
         self.owner = threading.get_ident()
@@ -422,19 +228,6 @@ class _Graph:
         finally:
             self.lock.release()
 
-    def put(self, node: _Node, value: Any) -> None:
-        old = node.value
-        if same(value, old):
-            return
-        if self.levels:
-            self.levels[-1].setdefault(node, old)
-        if node in self.undo:
-            self.again = True
-        else:
-            self.undo[node] = old
-        self.dirty.setdefault(node, old)
-        node.value = value
-
     def commit(self, cause: Callable[[], object]) -> None:
         """Bring everything up to date and make it visible. Whoever calls rolls back when this raises."""
         if order := self.spread():
@@ -453,7 +246,8 @@ class _Graph:
         self.close()
         self.commits += 1
         self.cascade += 1
-        self.launch(why)
+        if self.launched:
+            self.launch(why)
         if self.listeners and changed:
             sets = {node.name: (old, node.value) for node, old in changed.items() if node.fn is None}
             updates = {node.name: (old, node.value) for node, old in changed.items() if node.fn is not None}
@@ -465,17 +259,8 @@ class _Graph:
         return None
 
     def rollback(self) -> None:
-        """Values, dependencies and marks as they were before the transaction."""
-        for node, value in self.undo.items():
-            node.value = value
-        for node, reads in list(self.unread.items()):
-            self.rewire(node, reads)
-        for node in self.pending:
-            node.mark = CLEAN
-        for coroutine in self.launched.values():
-            if coroutine is not None:
-                coroutine.close()
-        self.launched.clear()
+        """The transaction is over, and never was."""
+        self.restore()
         self.levels.clear()
         self.close()
 
@@ -498,182 +283,17 @@ class _Graph:
         if errors:
             raise SubscriberError(errors)
 
-    # -- the algorithm ------------------------------------------------------------------------------
-
-    def spread(self, forced: Iterable[_Node] = ()) -> list[_Node]:
-        """Mark all that the sets since the last call may reach; every node that is not CLEAN, in dependency order."""
-        stack = [node for node in self.pending if node.mark]
-        for node in forced:
-            node.mark = STALE
-            stack.append(node)
-        for node, old in self.dirty.items():
-            if self.again and same(node.value, old):
-                node.value = old
-                continue
-            for dependent in node.dependents:
-                dependent.mark = STALE
-            stack += node.dependents
-        self.dirty.clear()
-        self.visits = visit = self.visits + 1
-        order = []
-        while stack:
-            node = stack[-1]
-            if node.visit == visit:  # all behind it is placed
-                node.visit = -visit
-                order.append(stack.pop())
-            elif node.visit == -visit:
-                stack.pop()
-            else:
-                node.visit = visit
-                if not node.mark:
-                    node.mark = PENDING
-                stack += node.dependents
-        order.reverse()
-        self.pending = order
-        return order
-
-    def work(self, order: Iterable[_Node]) -> None:
-        """Bring the nodes up to date, in this order. An error leaves them marked, to be tried again or rolled back."""
-        self.require("get")
-        self.require("run")
-        direct = self.kernel.immediate["run"] is self.handlers["run"] and self.kernel.hook is None
-        self.run = run = self.compute if direct else self.run_by_signal
-        token = _computing.set(self)
-        try:
-            for node in order:
-                if node.mark == STALE:
-                    run(node)
-                elif node.mark == PENDING:
-                    self.settle(node)
-        except BaseException:
-            self.unwind(0, 0)
-            raise
-        finally:
-            _computing.reset(token)
-
-    def run_by_signal(self, node: _Node) -> None:
-        """`compute`, by way of the kernel: somebody watches, or handles `run` instead of us."""
-        self.due = node
-        self.kernel.sig("run", node.name)
-        if self.due is node:
-            raise StateError(f"the handler of 'run' did not run {node.name!r}")
-
-    def compute(self, node: _Node) -> None:
-        """Run one function and take its value; or return with `wanted` set, the node still RUNNING."""
-        mark = len(self.trail)
-        if node.mark != RUNNING:
-            node.mark = RUNNING
-            self.chain.append(node)
-        value = None
-        try:
-            value = node.fn(self.reader)  # type: ignore[misc]  # only computed nodes are ever marked
-        except BaseException as error:
-            if self.wanted is None and self.fault is None:
-                self.fault = error
-        reads = self.trail[mark:]
-        del self.trail[mark:]
-        if self.wanted is not None or self.fault is not None:
-            if type(value) is CoroutineType:
-                value.close()
-            if self.fault is None or self.wanted is not None:
-                return
-            raise self.fault  # also where the function caught it: the transaction fails all the same
-        self.chain.pop()
-        node.mark = CLEAN
-        if reads != node.reads:
-            self.rewire(node, list(dict.fromkeys(reads)))
-        old = node.value
-        if node not in self.undo:
-            self.undo[node] = old
-        elif old is not self.undo[node]:
-            self.again = True
-        if node.run is not None or self.launched or type(value) is CoroutineType:
-            self.supersede(node, value)
-            if type(value) is CoroutineType:
-                return
-        if not same(value, old):
-            node.value = value
-            for dependent in node.dependents:
-                if dependent.mark == PENDING:
-                    dependent.mark = STALE
-
-    def rewire(self, node: _Node, reads: list[str]) -> None:
-        """Give the node its new dependencies."""
-        old = node.reads
-        if reads == old:
-            return
-        self.unread.setdefault(node, old)
-        node.reads = reads
-        for name in set(old).difference(reads):
-            self.nodes[name].dependents.pop(node, None)
-        for name in set(reads).difference(old):
-            self.nodes[name].dependents[node] = None
-
-    def settle(self, node: _Node) -> None:
-        """Bring one node up to date, with all it needs for that. A RUNNING one closes a circle."""
-        chain, nodes = self.chain, self.nodes
-        if node.mark == RUNNING:
-            if "check circle" in self.kernel.immediate:
-                self.kernel.sig("check circle", node.name)
-            return
-        if len(chain) >= DEPTH_LIMIT:
-            self.wanted = node
-            raise _Restart
-        depth, mark = len(chain), len(self.trail)
-        stack = [(node, iter(node.reads))]
-        try:
-            while stack:
-                top, unasked = stack[-1]
-                if top.mark == CLEAN:
-                    stack.pop()
-                elif top.mark == PENDING:
-                    top.visit = 0  # on the stack
-                    for name in unasked:
-                        dependency = nodes[name]
-                        if dependency.mark == RUNNING or (dependency.mark == PENDING and not dependency.visit):
-                            top.mark = STALE  # it would read what waits for it: let it try, or take another way
-                            break
-                        if dependency.mark:
-                            stack.append((dependency, iter(dependency.reads)))
-                            break
-                    else:
-                        top.mark = CLEAN
-                else:
-                    self.run(top)
-                    if self.wanted is not None:
-                        stack.append((self.wanted, iter(self.wanted.reads)))
-                        self.wanted = None
-        except BaseException:
-            self.unwind(depth, mark)
-            raise
-
-    def unwind(self, depth: int, mark: int) -> None:
-        """After an error: the nodes that ran or waited must run again."""
-        for node in self.chain[depth:]:
-            node.mark = STALE
-        del self.chain[depth:], self.trail[mark:]
-        self.wanted = self.due = None
-        if not self.chain:
-            self.fault = None
-
-    def cancel(self, subscriptions: dict[_Subscription, None], subscription: _Subscription) -> None:
+    def cancel(self, subscriptions: dict[Subscription, None], subscription: Subscription) -> None:
         with self.lock:
             subscription.active = False
             subscriptions.pop(subscription, None)
 
-    # -- async computed values ----------------------------------------------------------------------
+    # -- async computed values ---------------------------------------------------------------------
 
-    def supersede(self, node: _Node, value: Any) -> None:
-        """This run takes the place of an earlier one; when it is a coroutine it starts once we have committed."""
-        earlier = self.launched.pop(node, None)
-        if earlier is not None:
-            earlier.close()
-        if type(value) is CoroutineType:
-            self.launched[node] = value
-            if self.tasks is None:
-                raise StateError(f"{node.name!r} is async, and this state was given no `tasks` to run it on")
-        elif node.run is not None:
-            self.launched[node] = None
+    def supersede(self, node: Node, value: Any) -> None:
+        super().supersede(node, value)
+        if self.tasks is None and self.launched:
+            raise StateError(f"{node.name!r} is async, and this state was given no `tasks` to run it on")
 
     def launch(self, cause: object) -> None:
         """Start the coroutines of the transaction just committed, which will deliver with its cause."""
@@ -732,25 +352,25 @@ class _Graph:
 
 async def _drive(run: Run, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run an async computed value, in a task of its own, such that reads and sets in it are known to be its."""
-    _computing.set(run)
+    computing.set(run)
     return await coroutine
 
 
 class _Batch:
     """`with s.batch():`, as often as you like."""
 
-    __slots__ = ("_graph",)
+    __slots__ = ("_store",)
 
-    def __init__(self, graph: _Graph) -> None:
-        self._graph = graph
+    def __init__(self, store: _Store) -> None:
+        self._store = store
 
     def __enter__(self) -> None:
-        self._graph.enter()
+        self._store.enter()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._graph.leave(failed=kind is not None)
+        self._store.leave(failed=kind is not None)
 
 
 class State:
@@ -781,8 +401,8 @@ class State:
     raises, and CircularDependency for a circle.
     """
 
-    __slots__ = ("__weakref__", "_graph")
-    _graph: _Graph
+    __slots__ = ("__weakref__", "_store")
+    _store: _Store
 
     def __init__(
         self,
@@ -793,50 +413,50 @@ class State:
         now: Callable[[], float] | None = None,
         tasks: Tasks | None = None,
     ) -> None:
-        graph = _Graph(values, kernel or Kernel(), cause or (lambda: None), now or (lambda: 0.0), tasks)
-        object.__setattr__(self, "_graph", graph)
+        store = _Store(values, kernel or Kernel(), cause or (lambda: None), now or (lambda: 0.0), tasks)
+        object.__setattr__(self, "_store", store)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise UnknownName(name)
-        return self._graph.read(name)
+        return self._store.read(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_") or name in _METHODS:
             raise UnknownName(name)
-        self._graph.set(name, value)
+        self._store.set(name, value)
 
     def __getitem__(self, name: str) -> Any:
-        return self._graph.read(name)
+        return self._store.read(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._graph.set(name, value)
+        self._store.set(name, value)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._graph.nodes
+        return name in self._store.nodes
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._graph.nodes)
+        return iter(self._store.nodes)
 
     def __len__(self) -> int:
-        return len(self._graph.nodes)
+        return len(self._store.nodes)
 
     def __repr__(self) -> str:
-        return f"State({self._graph.values})"
+        return f"State({self._store.values})"
 
     def keys(self) -> KeysView[str]:
         """The names, as declared. With it, `dict(s)` works."""
-        return self._graph.nodes.keys()
+        return self._store.nodes.keys()
 
     def snapshot(self) -> dict[str, Any]:
         """The committed values of one moment, by name."""
-        return self._graph.values.copy()
+        return self._store.values.copy()
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set many in one transaction."""
         with self.batch():
             for name, value in values.items():
-                self._graph.set(name, value)
+                self._store.set(name, value)
 
     def batch(self) -> AbstractContextManager[None]:
         """`with s.batch():` makes one transaction of all sets in the block; an exception undoes the block.
@@ -844,49 +464,49 @@ class State:
         A batch in a batch belongs to the outer transaction: only what it set itself is undone when it
         fails and the outer one goes on.
         """
-        return _Batch(self._graph)
+        return _Batch(self._store)
 
-    def subscribe(self, name: str, fn: Subscriber) -> Callable[[], None]:
-        """Call `fn(value)` now, and once after each commit that changed the value, until the function returned is called.
+    def subscribe(self, name: str, fn: Callable[[Any], object]) -> Callable[[], None]:
+        """Call `fn(value)` now and once after each commit that changed the value, until the result is called.
 
         What `fn` raises now is raised here, and nothing is subscribed. Later errors are collected until
         all subscribers have run, and reach the setter as SubscriberError, the change standing. `fn` may
         set: that commits at once, and its subscribers are called after the ones of this transaction.
         """
-        graph = self._graph
-        subscription = _Subscription(fn)
-        with graph.lock:
-            node = graph.find(name)
+        store = self._store
+        subscription = Subscription(fn)
+        with store.lock:
+            node = store.find(name)
             node.subscriptions[subscription] = None
             try:
-                fn(graph.values[name])
+                fn(store.values[name])
             except BaseException:
-                graph.cancel(node.subscriptions, subscription)
+                store.cancel(node.subscriptions, subscription)
                 raise
-        return partial(graph.cancel, node.subscriptions, subscription)
+        return partial(store.cancel, node.subscriptions, subscription)
 
     def on_commit(self, fn: Callable[[Transaction], object]) -> Callable[[], None]:
-        """Call `fn(transaction)` after each commit, before its subscribers, until the function returned is called.
+        """Call `fn(transaction)` after each commit, before its subscribers, until the result is called.
 
         What `fn` raises is treated as a subscriber's error.
         """
-        graph = self._graph
-        listener = _Subscription(fn)
-        with graph.lock:
-            graph.listeners[listener] = None
-        return partial(graph.cancel, graph.listeners, listener)
+        store = self._store
+        listener = Subscription(fn)
+        with store.lock:
+            store.listeners[listener] = None
+        return partial(store.cancel, store.listeners, listener)
 
     def dependencies(self, name: str) -> frozenset[str]:
         """The names that the last run read: of a plain value none, of an async run those read so far."""
-        with self._graph.lock:
-            return frozenset(self._graph.find(name).reads)
+        with self._store.lock:
+            return frozenset(self._store.find(name).reads)
 
     async def settled(self) -> None:
         """Wait until no async result is awaited. Raises what went wrong with them since the last call.
 
         One error is raised as it is, several as an ExceptionGroup.
         """
-        await self._graph.settled()
+        await self._store.settled()
 
 
 _METHODS = frozenset(name for name in vars(State) if not name.startswith("_"))

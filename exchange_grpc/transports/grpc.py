@@ -5,13 +5,15 @@ one session with a reason, where gRPC's own parser would kill the stream without
 """
 
 import asyncio
+import errno
 import re
+import socket
 from typing import Any
 
 import grpc
 
 from ..errors import AddressError, LinkError
-from ..limits import FRAME_BYTES, GRPC_HANDSHAKE_MS, MESSAGE_BYTES
+from ..limits import FRAME_BYTES, GRPC_HANDSHAKE_MS, HANDSHAKE_SECONDS, MESSAGE_BYTES
 from ..service import PEER, SERVICE, Doors, add_health_and_reflection
 from . import End, Host, Receive, register
 
@@ -101,9 +103,12 @@ class GrpcTransport(_Stream):
         self._channel = grpc.aio.insecure_channel(self._target, options=_CLIENT_OPTIONS)
         self._call = self._channel.stream_stream(f"/{SERVICE}/{PEER}")()
         try:
-            await self._call.wait_for_connection()
+            async with asyncio.timeout(HANDSHAKE_SECONDS):  # gRPC itself takes 20 s where somebody listens in silence
+                await self._call.wait_for_connection()
         except grpc.RpcError as error:
             raise LinkError(f"nobody answers at {self._url}: {_said(error)}") from None
+        except TimeoutError:
+            raise LinkError(f"nobody answers at {self._url} within {HANDSHAKE_SECONDS:g} s") from None
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
     def _ended(self) -> None:
@@ -196,16 +201,28 @@ class GrpcScheme:
         )
         add_health_and_reflection(server, doors)
         try:
-            port = server.add_insecure_port(target)
-        except RuntimeError as error:
-            raise AddressError(f"cannot listen at {url}: {_said(error)}") from None
-        if port == 0 and not target.startswith("unix:"):
-            raise AddressError(f"cannot listen at {url}: the address is taken or not ours")
+            port = 0 if _answers(target) else server.add_insecure_port(target)
+        except RuntimeError:  # its text says no more
+            port = 0
+        if port == 0:
+            raise AddressError(f"cannot listen at {url}: the address is taken, or not one of this machine")
         await server.start()
         await doors.start()
         if not target.startswith("unix:"):
             url = f"grpc://{target.rpartition(':')[0]}:{port}"
         return GrpcListener(url, server, doors)
+
+
+def _answers(target: str) -> bool:
+    """Whether somebody listens at this `unix:` path: gRPC would take it over without a word."""
+    if not target.startswith("unix:"):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # connecting to a full queue of connections would wait
+        try:
+            return probe.connect_ex(target.removeprefix("unix:")) in (0, errno.EAGAIN)
+        except OSError:  # the path is too long
+            return False
 
 
 def _said(error: BaseException) -> str:

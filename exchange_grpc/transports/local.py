@@ -1,6 +1,7 @@
 """Local: two exchanges of one process, frame by frame, as over any other transport."""
 
 import asyncio
+from contextlib import suppress
 
 from ..errors import LinkError
 from . import End, Receive
@@ -45,13 +46,18 @@ class LocalTransport:
         if self._closed:
             return
         self._closed = True
-        if self._reader is not None:
-            self._reader.cancel()
         while not self._inbox.empty():  # whoever waits to send to us finds out
             self._inbox.get_nowait()
-        await self._other._inbox.put(None) if not self._other._closed else None
+        with suppress(asyncio.QueueFull):  # then the other end has enough to read, and looks after each frame
+            self._other._inbox.put_nowait(None)
+        if self._reader is not None and self._reader is not asyncio.current_task():
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
 
     async def _read(self) -> None:
-        while (frame := await self._inbox.get()) is not None:
-            await self._receive(frame)
-        self._end(LinkError("the other end was closed"))
+        while not (self._other._closed and self._inbox.empty()):
+            frame = await self._inbox.get()
+            if frame is not None and not self._closed:
+                await self._receive(frame)
+        if not self._closed:
+            self._end(LinkError("the other end was closed"))
