@@ -1,9 +1,9 @@
 """What `exchange serve --demo` handles: enough to try everything that the command line can do.
 
-    compute.sum   {"a": 5, "b": 3} -> 8; keeps a total, a count and their mean in the state
-    echo          the value that came
-    demo.items    rows of a real SQLite file; {"table": "items", "limit": 3} says how many
-    demo.wait     {"seconds": 2} -> answers after so long: to try deadlines, cancelling, stopping
+compute.sum   {"a": 5, "b": 3} -> 8; keeps a total, a count and their mean in the state
+echo          the value that came
+demo.items    rows of a real SQLite file; {"table": "items", "limit": 3} says how many
+demo.wait     {"seconds": 2} -> answers after so long: to try deadlines, cancelling, stopping
 """
 
 import asyncio
@@ -53,10 +53,10 @@ def handlers() -> Iterator[Handlers]:
 async def compute_sum(msg: Message, sig: Any, state: State) -> int | float:
     """The sum of two numbers."""
     value = msg.value
-    a, b = (value.get("a"), value.get("b")) if isinstance(value, dict) else (None, None)
-    if not (_is_number(a) and _is_number(b)):
+    numbers: list[Any] = [value.get("a"), value.get("b")] if isinstance(value, dict) else []
+    if not numbers or not all(map(_is_number, numbers)):
         raise Refused('compute.sum takes two numbers: {"a": 5, "b": 3}')
-    result: int | float = a + b
+    result: int | float = sum(numbers)
     if not abs(result) <= LARGEST_SUM:
         raise Refused("the sum is beyond 2^53, where not every JSON reader is exact")
     state.update({"total": state["total"] + result, "count": state["count"] + 1})

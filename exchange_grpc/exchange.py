@@ -10,6 +10,7 @@ This module owns the links, the clock and the timer, and answers the signals of 
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import threading
@@ -49,6 +50,7 @@ from .wire import check_headers
 
 F = TypeVar("F", bound=Callable[..., Any])
 Remove = Callable[[], None]
+_FOREVER = 1e9  # seconds: what the wire says of a longer timeout; it counts microseconds
 STATE_SIGNALS = ("set", "get", "run", "check circle")  # what `sig` reaches of the kernel itself
 
 log = logging.getLogger(__name__)
@@ -275,7 +277,11 @@ class Exchange:
         via: str | None = None,
     ) -> Message:
         invocation = current.get()
-        if timeout is None:
+        if timeout is not None:
+            if math.isnan(timeout):
+                raise ValueError("timeout is a number of seconds, not NaN")
+            timeout = min(timeout, _FOREVER)
+        else:
             timeout = REQUEST_SECONDS
             if invocation is not None:
                 timeout = min(timeout, invocation.message.deadline - self._now())
@@ -337,6 +343,10 @@ class Exchange:
             raise
         finally:
             del self._waiting[message.id]
+
+    def watch(self, pattern: str, watcher: Callable[[Message, Seen], None]) -> Remove:
+        """See `transports.Host`."""
+        return self._handlers.watch(pattern, watcher)
 
     async def relay_send(self, message: Message) -> str:
         """See `transports.Host`."""
@@ -496,6 +506,7 @@ class Exchange:
         link = self._link(transport, dialled=True)
         try:
             await transport.connect()
+            self._enter()  # or it was closed meanwhile
         except BaseException:
             await transport.disconnect()
             raise
@@ -639,7 +650,6 @@ class Exchange:
 
     def lost(self, link: Link, reason: str) -> None:
         """See `link.Owner`."""
-        self._open_links.discard(link)
         future = self._opening.get(link)
         if future is not None and not future.done():
             ended = link.ended
@@ -648,6 +658,10 @@ class Exchange:
             else:
                 future.set_exception(LinkError(f"the link was refused or lost: {reason}"))
         self._gone(link)
+
+    def over(self, link: Link) -> None:
+        """See `link.Owner`."""
+        self._open_links.discard(link)
 
     def _gone(self, link: Link) -> None:
         peer = link.session.peer
@@ -722,9 +736,10 @@ class Exchange:
         """The state has changed: show it to those who observe."""
         if not self._handlers.observing:
             return
+        if self._loop is None or not self._loop.is_running():
+            return  # nothing runs that could be shown it
         if threading.get_ident() != self._thread:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._committed, transaction, context=copy_context())
+            self._loop.call_soon_threadsafe(self._committed, transaction, context=copy_context())
             return
         invocation = current.get()
         context = Context() if invocation is None else invocation.context
@@ -818,11 +833,14 @@ class Exchange:
         if self._closed or self._loop is None:
             self._closed = True
             return
-        await self._handlers.close(STOP_SECONDS)
-        await asyncio.gather(*(link.close() for link in list(self._open_links)))
+        self._enter()
+        await self._handlers.wait(STOP_SECONDS)
+        await self._close_links()
         for listener in self._listeners:
             await listener.close()
         self._closed = True
+        await self._close_links()  # those that came in meanwhile
+        await self._handlers.close()  # and what they asked
         if self._timer is not None:
             self._timer.cancel()
         unanswered: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._dispatching.values()]
@@ -831,6 +849,9 @@ class Exchange:
                 future.set_exception(Unavailable(f"the exchange {self.id} was closed", at=self.id))
         if self._accepting:
             await asyncio.wait(self._accepting)
+
+    async def _close_links(self) -> None:
+        await asyncio.gather(*(link.close() for link in list(self._open_links)))
 
     async def __aenter__(self) -> Self:
         self._enter()

@@ -16,19 +16,21 @@ import functools
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import HandlerFailed, InvalidMessage, Refused, RequestError
-from .limits import HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS, OBSERVER_QUEUE
+from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS, OBSERVER_QUEUE
 from .message import Context, Kind, Message, Outcome, Seen
 from .patterns import LOCAL_EVENTS, RESERVED, PatternMap, check_name, check_pattern
 from .peer import QueueFull
 from .wire import refused
 
 Function = Callable[..., Any]
+Watcher = Callable[[Message, Seen], None]
+T = TypeVar("T", bound=Hashable)
 log = logging.getLogger(__name__)
 
 
@@ -119,6 +121,7 @@ class Handlers:
         self._handlers: dict[str, Registered] = {}
         self._listeners: dict[str, list[tuple[str | None, Registered]]] = {}  # name -> (only this peer, function)
         self._observers: PatternMap[Registered] = PatternMap()
+        self._watchers: PatternMap[Watcher] = PatternMap()
         self._subscribers: PatternMap[Registered] = PatternMap(subscribe)
         self._requests: dict[str, Invocation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,6 +169,10 @@ class Handlers:
         """A function that sees everything whose name fits; it claims nothing."""
         return _added(self._observers, pattern, register(function, 2, OBSERVER_QUEUE))
 
+    def watch(self, pattern: str, watcher: Watcher) -> Callable[[], None]:
+        """As `observe`, but called at once, on the loop: it misses nothing, and must neither wait nor raise."""
+        return _added(self._watchers, pattern, watcher)
+
     def subscribe(self, pattern: str, function: Function) -> Callable[[], None]:
         """A function for publications whose name fits, from anywhere in the mesh."""
         return _added(self._subscribers, pattern, register(function, 3))
@@ -204,10 +211,12 @@ class Handlers:
     @property
     def observing(self) -> bool:
         """Somebody observes something."""
-        return bool(self._observers)
+        return bool(self._observers) or bool(self._watchers)
 
     def observed(self, seen: Seen, message: Message) -> None:
         """Show `message` to those who observe it."""
+        for watcher in self._watchers.match(message.name):
+            watcher(message, seen)
         for observer in self._observers.match(message.name):
             self._beside(observer, Invocation(message, None, Context.of(message), answered=True), (message, seen))
 
@@ -293,21 +302,39 @@ class Handlers:
 
     # ------------------------------------------------------------------------------------------------ ending
 
-    async def close(self, seconds: float) -> None:
+    async def wait(self, seconds: float) -> None:
         """Let what runs end, within `seconds`; then cancel it."""
-        if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=seconds)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        if tasks := self._others():
+            await asyncio.wait(tasks, timeout=seconds)
+        await self._cancel()
+
+    async def close(self) -> None:
+        """Cancel what runs, and start nothing any more."""
+        await self._cancel()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
+    async def _cancel(self) -> None:
+        if late := self._others():
+            for task in late:
+                task.cancel()
+            _, stuck = await asyncio.wait(late, timeout=DRAIN_SECONDS)
+            if stuck:
+                log.error("%d handlers go on although they were cancelled", len(stuck))
 
-def _added(patterns: PatternMap[Registered], pattern: str, function: Registered) -> Callable[[], None]:
+    def _others(self) -> set[asyncio.Task[None]]:
+        return self._tasks - {asyncio.current_task()}  # a handler may close the exchange it runs in
+
+
+def _added(patterns: PatternMap[T], pattern: str, function: T) -> Callable[[], None]:
     patterns.add(check_pattern(pattern), function)
-    return lambda: patterns.discard(pattern, function)
+    registered = [function]
+
+    def remove() -> None:
+        if registered:  # twice takes nothing away from whoever registered the same
+            patterns.discard(pattern, registered.pop())
+
+    return remove
 
 
 def _read(message: Message) -> None:

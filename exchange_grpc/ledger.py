@@ -10,8 +10,10 @@ from collections import OrderedDict
 from typing import Any
 
 from .limits import LEDGER_EVENTS, LEDGER_MESSAGES
-from .message import Message, Outcome
+from .message import Message, Outcome, microseconds
 from .patterns import RESERVED
+
+_REASON = 200  # characters kept of a reason: a peer may have written it
 
 
 class Span:
@@ -59,8 +61,12 @@ class Ledger:
     ) -> None:
         """Remember what became of the message `id`: `by` is its handler or the peer it was passed on to."""
         span = self._spans.get(id)
-        if span is not None and len(span.events) < LEDGER_EVENTS:
-            span.events.append((at, outcome, by, seconds, reason))
+        if span is None:
+            return
+        if len(span.events) < LEDGER_EVENTS:
+            span.events.append((at, outcome, by, seconds, reason[:_REASON]))
+        else:
+            self._mark_cut(span.root)
 
     def trace(self, id: str) -> dict[str, Any] | None:
         """Everything known here with the same root as the message `id`; None if it is not known."""
@@ -80,12 +86,15 @@ class Ledger:
         family = self._families[span.root]
         del family[id]
         if family:
-            self._cut[span.root] = None
-            if len(self._cut) > self.capacity:
-                self._cut.popitem(last=False)
+            self._mark_cut(span.root)
         else:
             del self._families[span.root]
             self._cut.pop(span.root, None)
+
+    def _mark_cut(self, root: str) -> None:
+        self._cut[root] = None
+        if len(self._cut) > self.capacity:
+            self._cut.popitem(last=False)
 
     def _said(self, span: Span) -> dict[str, Any]:
         return {
@@ -95,12 +104,12 @@ class Ledger:
             "from": span.from_,
             "to": span.to,
             "causes": list(span.causes),
-            "hops": [{"exchange": hop.exchange, "at_us": round(hop.at * 1e6)} for hop in span.hops],
+            "hops": [{"exchange": hop.exchange, "at_us": microseconds(hop.at)} for hop in span.hops],
             "reply_to": span.reply_to,
             "events": [
                 {
                     "exchange": self.exchange,
-                    "at_us": round(at * 1e6),
+                    "at_us": microseconds(at),
                     "outcome": f"OUTCOME_{outcome.name}",
                     "by": by,
                     "duration_us": round(seconds * 1e6),

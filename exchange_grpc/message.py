@@ -83,6 +83,7 @@ class Trace:
 NO_TRACE = Trace()
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _UNREAD: Any = object()
+_LATEST_US = 2**62  # far beyond any clock
 
 
 @dataclass(slots=True, eq=False)
@@ -182,6 +183,11 @@ class Context:
                 size -= len(causes[0]) + 2
                 causes = causes[1:]
         return Trace((Hop(exchange, when),), causes, self.root, path, cut, _traceparent(self.traceparent, id))
+
+
+def microseconds(seconds: float) -> int:
+    """A time of day for a field of 64 bits, which a peer may have filled to its edge."""
+    return max(-_LATEST_US, min(_LATEST_US, round(seconds * 1e6)))
 
 
 def merged(names: Iterable[str]) -> list[str]:

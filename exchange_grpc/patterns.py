@@ -18,7 +18,7 @@ from .limits import ID_LENGTH, NAME_BYTES
 RESERVED = "exchange."  # names of the system: answered by the exchange that is addressed
 LOCAL_EVENTS = frozenset({"message.unhandled"})  # signalled within one exchange, never sent
 
-_TOKEN = r"[^\s\x00-\x1f\x7f-\x9f.*]+"
+_TOKEN = r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff.*]+"  # half a surrogate pair has no UTF-8
 _NAME = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*")
 _PATTERN = re.compile(rf"(?:{_TOKEN}|\*\*?)(?:\.(?:{_TOKEN}|\*\*?))*")
 _ID = re.compile(rf"[A-Za-z0-9_-]{{1,{ID_LENGTH}}}")

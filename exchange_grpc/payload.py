@@ -25,6 +25,7 @@ NULL = b"null"
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 _DIGITS_TO_ZERO = bytes(ord("0") if 48 <= i <= 57 else i for i in range(256))
 _LONG_INTEGER = b"0" * 19  # the shortest that can be beyond 64 bits
+_TOO_DEEP = f"the payload is nested deeper than {PAYLOAD_DEPTH} levels"
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
 
@@ -32,8 +33,8 @@ def encode_json(value: Any) -> bytes:
     """`value` as JSON bytes. Raises InvalidMessage for what JSON cannot say, LimitExceeded for what is too deep."""
     try:
         data = orjson.dumps(value, option=_OPTIONS)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidMessage(f"the value cannot be said in JSON: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise _refusal(error, f"the value cannot be said in JSON: {error}") from None
     if b"null" in data or _may_be_deep(data):
         _check(value)
     return data
@@ -43,13 +44,20 @@ def decode_json(data: bytes) -> Any:
     """The value of JSON bytes. Raises InvalidMessage for what is none, LimitExceeded for what is too deep."""
     try:
         value = orjson.loads(data)
+        if _may_be_deep(data):
+            _check(value)
         if _LONG_INTEGER in data.translate(_DIGITS_TO_ZERO):
             value = json.loads(data, parse_int=_exact_int)
-    except (ValueError, RecursionError) as error:
-        raise InvalidMessage(f"the payload is no JSON that can be read: {shown(str(error))}") from None
-    if _may_be_deep(data):
-        _check(value)
+    except ValueError as error:
+        raise _refusal(error, f"the payload is no JSON that can be read: {shown(str(error))}") from None
     return value
+
+
+def _refusal(error: Exception, text: str) -> InvalidMessage:
+    """What it means that orjson would not: it stops at a depth of its own, far beyond ours."""
+    if "limit" in str(error):  # "Recursion limit reached", "depth limit exceeded"
+        return LimitExceeded(_TOO_DEEP)
+    return InvalidMessage(text)
 
 
 def _may_be_deep(data: bytes) -> bool:
@@ -73,6 +81,6 @@ def _check(value: Any) -> None:
                     raise InvalidMessage(f"the value cannot be said in JSON: {item}")
             elif isinstance(item, dict | list | tuple):
                 if depth == PAYLOAD_DEPTH:
-                    raise LimitExceeded(f"the payload is nested deeper than {PAYLOAD_DEPTH} levels")
+                    raise LimitExceeded(_TOO_DEEP)
                 below.extend(item.values() if isinstance(item, dict) else item)
         level = below

@@ -25,37 +25,24 @@ signal too, answered by whoever owns the links and the handlers (`exchange.py`):
 The four steps for a send or a request: handle it here; pass it to a linked peer that is addressed or
 offers the name; ask the relays; tell the origin that nobody takes it.
 
+Step three, and all that is known of the mesh beyond the peers, is in `discovery.py`.
+
 Replies go back the way the request came: `_open` remembers that, for a request passing through and
-for one emitted or handled here alike. A question about a target that begins here asks all relays, and
-all who want to know the same wait for it. A relay's question is passed on under its own id and never
-waits for another question, so two questions cannot wait for each other in a circle; one that comes
-back to where it has been is answered "no" at once, because the other branch tells.
+for one emitted or handled here alike.
 """
 
-import heapq
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from .discovery import Deadlines, Discovery, Held, Once
 from .errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailable, Unhandled, request_error
-from .frames import Answer, Found, Interest, Query, Target
+from .frames import Answer, Interest, Query, Target
 from .kernel import Kernel, Sig
 from .ledger import Ledger
-from .limits import (
-    HELD_MESSAGES,
-    HOPS,
-    HOPS_OF_A_QUESTION,
-    NO_SECONDS,
-    OPEN_QUESTIONS,
-    OPEN_REQUESTS,
-    QUESTION_SECONDS,
-    ROUTES,
-    SEEN_IDS,
-    SEEN_SECONDS,
-)
+from .limits import HOPS, OPEN_REQUESTS, QUESTION_SECONDS
 from .message import Context, Kind, Message, Origin, Outcome, Seen, Trace
 from .patterns import PatternMap, fits
 
@@ -141,20 +128,6 @@ class Open:
         return Message(self.id, self.name, Kind.REQUEST, self.from_, hop_trace=self.trace)
 
 
-@dataclass(slots=True)
-class Question:
-    """A discovery under way."""
-
-    id: str
-    target: Target
-    deadline: float
-    asked: set[str]  # relays whose answer is awaited
-    askers: list[tuple[str, str]]  # who wants to know: link, and id of its question
-    held: list[Arrival] = field(default_factory=list)  # messages that wait for the answer
-    found: bool = False
-    incomplete: bool = False
-
-
 class Router:
     """The routing of one exchange, as handlers on its kernel.
 
@@ -183,17 +156,11 @@ class Router:
         self._choose = self._chooser(balance)
         self._offered: dict[str, tuple[str, ...]] = {}  # name -> links that offer it
         self._interested: PatternMap[str] = PatternMap()
-        self._routes: OrderedDict[Target, dict[str, int]] = OrderedDict()  # target -> link -> hops from there
-        self._told: OrderedDict[Target, set[str]] = OrderedDict()  # to whom we said yes
-        self._nobody: OrderedDict[Target, float] = OrderedDict()  # believed until
         self._turns: dict[tuple[str, ...], int] = {}
-        self._seen: OrderedDict[str, float] = OrderedDict()  # publications and questions, until
+        self._published = Once()
         self._open: dict[str, Open] = {}
-        self._questions: dict[str, Question] = {}
-        self._own: dict[Target, Question] = {}
-        self._held = 0
-        self._asked = 0
-        self._timers: list[tuple[float, str]] = []  # deadline, id of an open request or question
+        self._deadlines = Deadlines(self._open.__contains__, self._open.__len__)
+        self._discovery = Discovery(self, f"{self.me}.{origin.epoch}")
         kernel.delayed.update(
             {
                 "route": self._route,
@@ -253,7 +220,7 @@ class Router:
             self._fail(message, link, now, Outcome.EXPIRED, self._too_late())
         else:
             if len(hops) > 1:  # like a switch: its origin lies behind this link
-                self._learn(Target("exchange", message.from_), link, len(hops) - 1)
+                self._discovery.learn(Target("exchange", message.from_), link, len(hops) - 1)
             return True
         return False
 
@@ -273,7 +240,7 @@ class Router:
         self._open[message.id] = entry
         if link is not HERE:
             self.links[link].came.add(message.id)
-        self._start_timer(message.deadline, message.id)
+        self._deadlines.add(message.deadline, message.id)
         return True
 
     def _dispatch(self, arrival: Arrival) -> None:
@@ -300,8 +267,11 @@ class Router:
             candidates = self._behind(target, message)
         if candidates:
             self._forward(message, link, now, self._choose(candidates, message), learned=learned)
+        elif self._discovery.full():
+            error = self._full("too many messages wait for an answer about who takes them")
+            self._fail(message, link, now, Outcome.DROPPED, error)
         else:
-            self._ask_for(target, arrival)
+            self._discovery.ask_for(target, arrival, now)
 
     def _next_to(self, target: Target, message: Message) -> tuple[str, ...]:
         """The linked peers that are, or offer, the target, and were not visited."""
@@ -313,12 +283,10 @@ class Router:
 
     def _behind(self, target: Target, message: Message) -> tuple[str, ...]:
         """The linked peers behind which the target is, those with the fewest hops."""
-        routes = self._routes.get(target)
-        if not routes:
-            return ()
-        ways = _unvisited(routes, message)
-        nearest = min((routes[link] for link in ways), default=0)
-        return tuple(sorted(link for link in ways if routes[link] == nearest))
+        hops = self._discovery.ways(target)
+        ways = _unvisited(hops, message)
+        nearest = min((hops[link] for link in ways), default=0)
+        return tuple(sorted(link for link in ways if hops[link] == nearest))
 
     def _take(self, message: Message, link: str | None, now: float) -> None:
         """Step 1: it is handled here."""
@@ -373,7 +341,7 @@ class Router:
             return
         error = message.error
         if error is not None and error.reason in _NOBODY and entry.message is not None and link is not HERE:
-            self._forget(self._target(entry.message), link)
+            self._discovery.forget(self._target(entry.message), link)
             request, entry.message, entry.again = entry.message, None, True
             self.links[link].out.discard(entry.id)
             entry.out = None
@@ -425,7 +393,7 @@ class Router:
 
     def _outcome(self, message: Message, link: str | None, now: float) -> None:
         if message.error is not None and message.error.reason in _NOBODY and link is not HERE:
-            self._forget(Target("name", message.name), link)
+            self._discovery.forget(Target("name", message.name), link)
         if message.to == self.me:
             if link is not HERE:
                 self._sig("observed", (Seen.RECEIVED, message))
@@ -440,7 +408,7 @@ class Router:
             self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason="its addressee is gone")
 
     def _publish(self, message: Message, link: str | None, now: float) -> None:
-        if not self._first_time(message.id, now):
+        if not self._published.first(message.id, now):
             return
         if link is not HERE:
             self._sig("observed", (Seen.RECEIVED, message))
@@ -557,39 +525,30 @@ class Router:
         if entry.out is not None and entry.out in self.links:
             self.links[entry.out].out.discard(entry.id)
 
-    def _start_timer(self, deadline: float, id: str) -> None:
-        heapq.heappush(self._timers, (deadline, id))
-        alive = len(self._open) + len(self._questions)
-        if len(self._timers) > 2 * alive + 1_024:  # most end long before their time: leave no heap of them
-            self._timers = [t for t in self._timers if t[1] in self._open or t[1] in self._questions]
-            heapq.heapify(self._timers)
-
     def next_deadline(self) -> float | None:
         """When `tick` is due: None if nothing waits."""
-        return self._timers[0][0] if self._timers else None
+        deadlines = [at for at in (self._deadlines.next(), self._discovery.next_deadline()) if at is not None]
+        return min(deadlines, default=None)
 
     def tick(self, now: float) -> None:
         """Tell routing the time: what is over ends."""
-        while self._timers and self._timers[0][0] <= now:
-            _, id = heapq.heappop(self._timers)
-            entry, question = self._open.get(id), self._questions.get(id)
+        for id in self._deadlines.due(now):
+            entry = self._open.get(id)
             if entry is not None:
                 self._abandon(entry, now, Outcome.EXPIRED, "its time was over")
                 self._answer_error(entry.header(), entry.link, now, self._too_late())
-            elif question is not None:
-                question.incomplete = True
-                self._conclude(question, now)
+        self._discovery.tick(now)
 
     # ------------------------------------------------------------------------------------- links and interest
 
     def _connect(self, peer: Neighbour, sig: Sig, state: Any) -> None:
         link = self.links[peer.id] = Link(peer.id, peer.relay)
-        self._nobody.clear()
+        self._discovery.changed()
         self._now_offers(link, peer.handles, peer.now)
         for pattern in peer.subscribes:
             link.subscribes.add(pattern)
             self._interested.add(pattern, peer.id)
-        self._release(Target("exchange", peer.id), peer.now)
+        self._discovery.turned_up(Target("exchange", peer.id), peer.now)
 
     def _disconnect(self, lost: Lost, sig: Sig, state: Any) -> None:
         link = self.links.pop(lost.id, None)
@@ -600,18 +559,8 @@ class Router:
         self._no_longer_offers(link, link.handles)
         for pattern in link.subscribes:
             self._interested.discard(pattern, link.id)
-        for target in [target for target, ways in self._routes.items() if link.id in ways]:
-            self._forget(target, link.id)
-        self._withdraw(Target("exchange", link.id))
-        for told in self._told.values():
-            told.discard(link.id)
-        for question in list(self._questions.values()):
-            question.askers = [asker for asker in question.askers if asker[0] != link.id]
-            if link.id in question.asked:
-                question.asked.discard(link.id)
-                question.incomplete = True
-                if not question.asked:
-                    self._conclude(question, now)
+        self._discovery.withdraw(Target("exchange", link.id))
+        self._discovery.lost(link.id, now)
         for id in list(link.came):
             reason = f"the link to {link.id}, which asked, was lost"
             self._abandon(self._open[id], now, Outcome.CANCELLED, reason)
@@ -645,7 +594,7 @@ class Router:
                 self._interested.add(pattern, id)
         if interest.relay is not None:
             link.relay = interest.relay
-            self._nobody.clear()
+            self._discovery.changed()
         self._now_offers(link, interest.handles, now)
 
     def _now_offers(self, link: Link, names: Iterable[str], now: float) -> None:
@@ -653,8 +602,7 @@ class Router:
             if name not in link.handles:
                 link.handles.add(name)
                 self._offered[name] = tuple(sorted((*self._offered.get(name, ()), link.id)))
-                self._nobody.pop(Target("name", name), None)
-                self._release(Target("name", name), now)
+                self._discovery.turned_up(Target("name", name), now)
 
     def _no_longer_offers(self, link: Link, names: Iterable[str]) -> None:
         for name in list(names):
@@ -665,7 +613,7 @@ class Router:
                     self._offered[name] = rest
                 else:
                     del self._offered[name]
-                self._withdraw(Target("name", name))
+                self._discovery.withdraw(Target("name", name))
 
     def _offer(self, change: tuple[str, bool], sig: Sig, state: Any) -> None:
         name, offered = change
@@ -675,7 +623,7 @@ class Router:
         elif not offered and name in self.offers:
             self.offers.discard(name)
             self._sig("announce", ((), (), (name,), ()))
-            self._withdraw(Target("name", name))
+            self._discovery.withdraw(Target("name", name))
 
     def _subscribe(self, change: tuple[str, bool], sig: Sig, state: Any) -> None:
         pattern, wanted = change
@@ -686,144 +634,61 @@ class Router:
             self.subscriptions.discard(pattern)
             self._sig("announce", ((), (), (), (pattern,)))
 
-    # --------------------------------------------------------------------------------------------- discovery
-
-    def _ask_for(self, target: Target, arrival: Arrival) -> None:
-        """Step 3: hold the message and ask, unless the answer is known to be no."""
-        message, link, now, _ = arrival
-        if self._nobody.get(target, 0.0) > now:
-            self._nobody_takes(arrival, target, incomplete=False)
-            return
-        if self._held >= HELD_MESSAGES or len(self._questions) >= OPEN_QUESTIONS:
-            error = self._full("too many messages wait for an answer about who takes them")
-            self._fail(message, link, now, Outcome.DROPPED, error)
-            return
-        question = self._own.get(target)
-        if question is None or question.found:
-            question = self._ask(target, now, HOPS_OF_A_QUESTION)
-        if question.asked:
-            self._held += 1
-            question.held.append(arrival)
-        else:
-            self._nobody_takes(arrival, target, incomplete=False)
-
-    def _ask(self, target: Target, now: float, ttl: int) -> Question:
-        """Begin a question of our own."""
-        self._asked += 1
-        id = f"{self.me}.{self._origin.epoch}.q{self._asked}"
-        self._first_time(id, now)
-        question = Question(id, target, now + QUESTION_SECONDS, set(), [])
-        self._put(question, Query(id, target, ttl), without=None)
-        if question.asked:
-            self._own[target] = question
-        return question
-
-    def _put(self, question: Question, query: Query, *, without: str | None) -> None:
-        for peer in self.links.values():
-            if peer.relay and peer.id != without and self._sig("control", (peer.id, query)):
-                question.asked.add(peer.id)
-        if question.asked:
-            self._questions[question.id] = question
-            self._start_timer(question.deadline, question.id)
+    # ----------------------------------------------------------------------------------- what discovery asks of us
 
     def _query(self, asked: tuple[str, Query, float], sig: Sig, state: Any) -> None:
         link, query, now = asked
-        target = query.target
         peer = self.links.get(link)
-        if peer is None:
-            return
-        if peer.relay and not self._first_time(query.id, now):
-            self._say(link, Answer(query.id, target, Found.NO))
-            return
-        cost = self._cost(target, link)
-        if cost is not None:
-            self._say_yes(link, query.id, target, cost)
-        elif not self.relay or self._nobody.get(target, 0.0) > now:
-            self._say(link, Answer(query.id, target, Found.NO))
-        elif query.ttl < 1 or len(self._questions) >= OPEN_QUESTIONS:
-            self._say(link, Answer(query.id, target, Found.INCOMPLETE))
-        else:
-            if peer.relay:
-                question = Question(query.id, target, now + QUESTION_SECONDS, set(), [(link, query.id)])
-                self._put(question, Query(query.id, target, query.ttl - 1), without=link)
-            else:  # no question ever comes to it, so it can wait for ours
-                question = self._own.get(target) or self._ask(target, now, query.ttl - 1)
-                question.askers.append((link, query.id))
-            if not question.asked:
-                self._say(link, Answer(query.id, target, Found.NO))
+        if peer is not None:
+            self._discovery.query(link, query, now, from_relay=peer.relay)
 
     def _answer(self, answered: tuple[str, Answer, float], sig: Sig, state: Any) -> None:
         link, answer, now = answered
-        if not answer.id:
-            if link in self._routes.get(answer.target, {}):
-                self._forget(answer.target, link)
+        if link in self.links:
+            self._discovery.answer(link, answer, now)
+
+    def relays(self) -> Iterator[str]:
+        """See `discovery.Home`."""
+        return (link.id for link in self.links.values() if link.relay)
+
+    def near(self, target: Target, without: str) -> int | None:
+        """See `discovery.Home`."""
+        if target.kind == "exchange":
+            if target.key == self.me:
+                return 0
+            return 1 if target.key in self.links and target.key != without else None
+        if target.key in self.offers:
+            return 0
+        return 1 if any(link != without for link in self._offered.get(target.key, ())) else None
+
+    def say(self, link: str, frame: Query | Answer) -> bool:
+        """See `discovery.Home`."""
+        return link in self.links and bool(self._sig("control", (link, frame)))
+
+    def resume(self, held: Held, now: float) -> None:
+        """See `discovery.Home`."""
+        arrival = self._wanted(held, now)
+        if arrival is None:
             return
-        question = self._questions.get(answer.id)
-        if question is None or link not in question.asked or question.target != answer.target:
-            return
-        question.asked.discard(link)
-        if answer.found is Found.YES:
-            self._learn(question.target, link, answer.cost + 1)
-            if not question.found:
-                question.found = True
-                self._tell(question, Found.YES)
-                self._release_held(question, now)
-        elif answer.found is Found.INCOMPLETE:
-            question.incomplete = True
-        if not question.asked:
-            self._conclude(question, now)
+        target = self._target(arrival.message)
+        if self._next_to(target, arrival.message) or self._behind(target, arrival.message):
+            self._dispatch(arrival)
+        else:
+            self._nobody_takes(arrival, target, incomplete=False)
 
-    def _conclude(self, question: Question, now: float) -> None:
-        """All answers are there, or the time is over."""
-        self._questions.pop(question.id, None)
-        own = self._own.get(question.target) is question
-        if own:
-            del self._own[question.target]
-        if question.found:
-            return
-        if not question.incomplete and own:  # a relayed question left out the link it came by
-            _bounded_put(self._nobody, question.target, now + NO_SECONDS, ROUTES)
-        self._tell(question, Found.INCOMPLETE if question.incomplete else Found.NO)
-        held, question.held = question.held, []
-        self._held -= len(held)
-        for arrival in held:
-            if self._still_wanted(arrival):
-                self._nobody_takes(arrival._replace(now=now), question.target, incomplete=question.incomplete)
+    def give_up(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
+        """See `discovery.Home`."""
+        arrival = self._wanted(held, now)
+        if arrival is not None:
+            self._nobody_takes(arrival, target, incomplete=incomplete)
 
-    def _tell(self, question: Question, found: Found) -> None:
-        askers, question.askers = question.askers, []
-        for link, id in askers:
-            cost = self._cost(question.target, link)
-            if found is not Found.YES:
-                self._say(link, Answer(id, question.target, found))
-            elif cost is None:  # the only way leads back to whoever asks
-                self._say(link, Answer(id, question.target, Found.NO))
-            else:
-                self._say_yes(link, id, question.target, cost)
-
-    def _release(self, target: Target, now: float) -> None:
-        """The target has turned up next to us: whoever waits for it need not wait for the answers."""
-        question = self._own.get(target)
-        if question is not None and not question.found:
-            question.found = True
-            self._tell(question, Found.YES)
-            self._release_held(question, now)
-
-    def _release_held(self, question: Question, now: float) -> None:
-        held, question.held = question.held, []
-        self._held -= len(held)
-        for arrival in held:
-            if not self._still_wanted(arrival):
-                continue
-            message = arrival.message
-            if self._next_to(question.target, message) or self._behind(question.target, message):
-                self._dispatch(arrival._replace(now=now))
-            else:
-                self._nobody_takes(arrival._replace(now=now), question.target, incomplete=False)
-
-    def _still_wanted(self, arrival: Arrival) -> bool:
-        message = arrival.message
-        return message.kind is not Kind.REQUEST or message.id in self._open
+    def _wanted(self, held: Held, now: float) -> Arrival | None:
+        """What was held, as of now; None if its caller has withdrawn it or its time was over."""
+        assert isinstance(held, Arrival)
+        message = held.message
+        if message.kind is Kind.REQUEST and message.id not in self._open:
+            return None
+        return held._replace(now=now)
 
     def _nobody_takes(self, arrival: Arrival, target: Target, *, incomplete: bool) -> None:
         message, link, now, _ = arrival
@@ -834,70 +699,6 @@ class Router:
             text = f"{what} next to {self.me}, and not all others answered within {QUESTION_SECONDS:g} s"
             error = Unavailable(text, reason="INCOMPLETE", at=self.me, delivered=False)
         self._fail(message, link, now, Outcome.UNHANDLED, error)
-
-    def _cost(self, target: Target, asker: str) -> int | None:
-        """How many hops the target is from here by a way that does not lead over `asker`; None if there is none."""
-        if target.kind == "name":
-            if target.key in self.offers:
-                return 0
-            if any(link != asker for link in self._offered.get(target.key, ())):
-                return 1
-        elif target.key == self.me:
-            return 0
-        elif target.key in self.links and target.key != asker:
-            return 1
-        if not self.relay:
-            return None
-        return min((cost + 1 for link, cost in self._routes.get(target, {}).items() if link != asker), default=None)
-
-    def _learn(self, target: Target, link: str, cost: int) -> None:
-        ways = self._routes.get(target)
-        if ways is None:
-            if len(self._routes) >= ROUTES:
-                self._routes.popitem(last=False)
-            self._routes[target] = {link: cost}
-        else:
-            ways[link] = cost
-        self._nobody.pop(target, None)
-
-    def _forget(self, target: Target, link: str) -> None:
-        """The way to the target by this link has gone."""
-        ways = self._routes.get(target)
-        if ways is not None and link in ways:
-            del ways[link]
-            if not ways:
-                del self._routes[target]
-            self._withdraw(target)
-
-    def _withdraw(self, target: Target) -> None:
-        """Take back an earlier yes from those for whom there is no way left."""
-        told = self._told.get(target)
-        if told is None:
-            return
-        for link in [link for link in told if self._cost(target, link) is None]:
-            told.discard(link)
-            self._say(link, Answer("", target, Found.NO))
-        if not told:
-            del self._told[target]
-
-    def _say_yes(self, link: str, id: str, target: Target, cost: int) -> None:
-        if target not in self._told and len(self._told) >= ROUTES:
-            self._told.popitem(last=False)
-        self._told.setdefault(target, set()).add(link)
-        self._say(link, Answer(id, target, Found.YES, cost))
-
-    def _say(self, link: str, answer: Answer) -> None:
-        if link in self.links:
-            self._sig("control", (link, answer))
-
-    def _first_time(self, id: str, now: float) -> bool:
-        """Whether this publication or question has not been here; it is remembered."""
-        if id in self._seen:
-            return False
-        while self._seen and (len(self._seen) >= SEEN_IDS or next(iter(self._seen.values())) <= now):
-            self._seen.popitem(last=False)
-        self._seen[id] = now + SEEN_SECONDS
-        return True
 
     @staticmethod
     def _target(message: Message) -> Target:
@@ -957,12 +758,6 @@ def _unvisited(links: Iterable[str], message: Message) -> tuple[str, ...]:
 def _came_by(message: Message) -> str | None:
     """The link by which a message got here: the hop before ours."""
     return message.hops[-2].exchange if len(message.hops) > 1 else HERE
-
-
-def _bounded_put(table: OrderedDict[Target, float], key: Target, value: float, bound: int) -> None:
-    if len(table) >= bound:
-        table.popitem(last=False)
-    table[key] = value
 
 
 def _loop(me: str, message: Message) -> RequestError:

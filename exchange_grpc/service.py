@@ -8,6 +8,8 @@ every error into a status with a `google.rpc.ErrorInfo`; exception texts never l
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -23,9 +25,8 @@ from exchange.v1 import message_pb2, service_pb2
 from . import wire
 from .errors import Code, InvalidMessage, Refused, RequestError, Unhandled
 from .limits import OBSERVER_QUEUE, REQUEST_SECONDS
-from .message import Kind, Message, Seen
-from .patterns import check_pattern
-from .payload import encode_json
+from .message import Kind, Message, Seen, encode_value
+from .payload import JSON, NULL, encode_json
 from .transports import Host
 
 SERVICE = "exchange.v1.ExchangeService"
@@ -101,22 +102,23 @@ class Doors:
         queue: asyncio.Queue[service_pb2.ObserveResponse | None] = asyncio.Queue(OBSERVER_QUEUE)
         missed = 0
 
-        async def show(message: Message, seen: Seen) -> None:
+        def show(message: Message, seen: Seen) -> None:
             nonlocal missed
             if queue.full():
                 missed += 1
                 return
             response = service_pb2.ObserveResponse(
                 seen=int(seen),  # type: ignore[arg-type]  # the stub wants the enum's own type
-                message=_shown(message, as_value=request.as_value),
+                message=_shown(message, seen, as_value=request.as_value),
                 missed=missed,
             )
             missed = 0
             queue.put_nowait(response)
 
-        remove = self._host.observe(check_pattern(request.pattern or "*"), show)
+        remove = self._host.watch(request.pattern or "*", show)
         self._watching.add(queue)
         try:
+            await context.send_initial_metadata(())  # from here on nothing is missed
             while (response := await queue.get()) is not None:
                 yield response
         finally:
@@ -143,12 +145,15 @@ class Doors:
         return message
 
 
-def _shown(message: Message, *, as_value: bool) -> wire.Packed:
-    """`message` for an observer: what cannot be said in its payload is left out."""
-    try:
-        return wire.pack(message, as_value=as_value)
-    except InvalidMessage:
-        return wire.pack(message)
+def _shown(message: Message, seen: Seen, *, as_value: bool) -> wire.Packed:
+    """`message` for an observer: a payload that cannot be said is left out."""
+    if seen is Seen.SET:  # it carries the value as it is in this process
+        with suppress(InvalidMessage):
+            message.payload, message.content_type = encode_value(message.value)
+    for attempt in (as_value, False):
+        with suppress(InvalidMessage):
+            return wire.pack(message, as_value=attempt)
+    return wire.pack(replace(message, payload=NULL, content_type=JSON, wire=None))
 
 
 def _last(queue: "asyncio.Queue[service_pb2.ObserveResponse | None]") -> None:

@@ -6,13 +6,18 @@ claimed by others, so it may be incomplete or go in a circle: every message is d
 Times count from the first message, by the clock of whoever saw them.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from typing import Any
 
 import click
+from google.protobuf.json_format import ParseDict, ParseError
 
 from exchange.v1 import message_pb2, service_pb2
+
+from .errors import ExchangeError
 
 DEPTH = 60  # levels: beyond that nobody follows the lines, and a chain of thousands would fill the disk
 
@@ -24,11 +29,46 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def word(enum: Any, number: int) -> str:
+    """The word for an enum's number: `request` for KIND_REQUEST. A number from the future stays one."""
+    value = enum.DESCRIPTOR.values_by_number.get(number)
+    return str(number) if value is None else str(value.name.partition("_")[2]).lower()
+
+
+def read(answer: Any, exchange: str) -> service_pb2.TraceResponse:
+    """What `exchange` answered to `exchange.trace`. Raises ExchangeError if that is no trace."""
+    try:
+        return ParseDict(answer, service_pb2.TraceResponse(), ignore_unknown_fields=True)
+    except (ParseError, AttributeError, TypeError, ValueError):
+        raise ExchangeError(f"the answer of {exchange} is no trace") from None
+
+
+def passed(trace: service_pb2.TraceResponse) -> set[str]:
+    """The ids of the exchanges where the messages were, or to which they were passed on."""
+    found: set[str] = set()
+    for span in trace.spans:
+        found.update(hop.exchange for hop in span.hops)
+        found.update(event.by for event in span.events if _outcome(event) == "forwarded")
+    return found - {""}
+
+
+def merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Two answers in one: of each message the longest way, and what happened to it anywhere, in order of time."""
+    spans: dict[str, dict[str, Any]] = {}
+    for span in itertools.chain(one.get("spans", ()), two.get("spans", ())):
+        known = spans.setdefault(span["id"], span)
+        if known is not span:
+            way = max(known.get("hops", []), span.get("hops", []), key=len)
+            events = sorted([*known.get("events", ()), *span.get("events", ())], key=lambda e: int(e.get("at_us", 0)))
+            spans[span["id"]] = {**known, "hops": way, "events": events}
+    return {**one, "spans": list(spans.values()), "cut": bool(one.get("cut") or two.get("cut"))}
+
+
 def draw(trace: service_pb2.TraceResponse, asked: str = "") -> Iterator[str]:
     """The lines of the tree, styled for a terminal; the message `asked` is pointed out."""
     spans = {span.id: span for span in trace.spans}
     below: dict[str, list[str]] = defaultdict(list)
-    for span in spans.values():
+    for span in sorted(spans.values(), key=_made):
         below[_above(span, spans)].append(span.id)
     start = min((hop.at_us for span in trace.spans for hop in span.hops), default=0)
     yield f"{len(spans)} message{'s' * (len(spans) != 1)} from {_date(start)}"
@@ -39,6 +79,10 @@ def draw(trace: service_pb2.TraceResponse, asked: str = "") -> Iterator[str]:
         yield from _branch(top, spans, below, drawn, start, asked)
     if trace.cut:
         yield "(some of it was forgotten: the ledger is bounded)"
+
+
+def _made(span: service_pb2.Span) -> int:
+    return span.hops[0].at_us if span.hops else 0
 
 
 def _above(span: service_pb2.Span, spans: Iterable[str]) -> str:
@@ -77,7 +121,7 @@ def _branch(
 
 
 def _head(span: service_pb2.Span) -> str:
-    kind = message_pb2.Kind.Name(span.kind).removeprefix("KIND_").lower()
+    kind = word(message_pb2.Kind, span.kind)
     from_ = getattr(span, "from")
     to = span.to or next((event.exchange for event in span.events if _outcome(event) == "handled"), "")
     name = click.style(plain(span.name), bold=True)
@@ -99,7 +143,7 @@ def _details(span: service_pb2.Span, start: int) -> Iterator[str]:
 
 
 def _outcome(event: service_pb2.Event) -> str:
-    return message_pb2.Outcome.Name(event.outcome).removeprefix("OUTCOME_").lower()
+    return word(message_pb2.Outcome, event.outcome)
 
 
 def _since(at_us: int, start: int) -> str:

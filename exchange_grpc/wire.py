@@ -49,7 +49,7 @@ from .limits import (
     REQUEST_SECONDS,
     TRACE_BYTES,
 )
-from .message import NO_TRACE, Hop, Kind, Message, Outcome, Trace
+from .message import NO_TRACE, Hop, Kind, Message, Outcome, Trace, microseconds
 from .patterns import check_id, check_name, check_pattern, shown
 from .payload import BINARY, JSON, NULL, decode_json, encode_json
 
@@ -63,6 +63,8 @@ _LIFE = {kind: REQUEST_SECONDS if kind is Kind.REQUEST else MESSAGE_SECONDS for 
 _MESSAGE_ID = re.compile(r"([A-Za-z0-9_-]{1,64})\.[0-9]{1,20}\.[0-9]{1,20}")
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _DELIVERED = {"no": False}
+_TIME_LEFT_BYTES = 11  # of `ttl_us`, which is written when the message leaves, after its size was checked
+_TEXT = 1_000  # characters of an error that are sent: a sentence for people, whoever wrote it
 
 
 # ---------------------------------------------------------------------------------------------- payload
@@ -212,7 +214,10 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
     for key, value in headers.items():
         if not isinstance(key, str) or not isinstance(value, str) or not key:
             raise InvalidMessage("headers are strings with keys that are not empty")
-        size += len(key.encode()) + len(value.encode())
+        try:
+            size += len(key.encode()) + len(value.encode())
+        except UnicodeEncodeError:
+            raise InvalidMessage(f"the header {shown(key)} has half a surrogate pair, which UTF-8 cannot say") from None
     if size > HEADERS_BYTES:
         raise LimitExceeded(f"the headers are larger than {HEADERS_BYTES} bytes")
     return headers
@@ -231,19 +236,19 @@ def pack(message: Message, *, as_value: bool = False) -> Packed:
         setattr(packed, "from", message.from_)
     known = len(packed.trace.hops)
     for hop in message.hop_trace.hops[known:]:
-        packed.trace.hops.add(exchange=hop.exchange, at_us=round(hop.at * 1e6))
+        packed.trace.hops.add(exchange=hop.exchange, at_us=microseconds(hop.at))
     if as_value and message.content_type == JSON:
         copy = Packed()
         copy.CopyFrom(packed)
         copy.value.CopyFrom(json_to_value(message.payload))
         packed = copy
-    check_size(packed)
+    check_size(packed, more=_TIME_LEFT_BYTES)
     return packed
 
 
-def check_size(packed: Packed) -> None:
-    """Raises LimitExceeded for a message that is too large."""
-    if packed.ByteSize() > MESSAGE_BYTES:
+def check_size(packed: Packed, *, more: int = 0) -> None:
+    """Raises LimitExceeded for a message that is too large, once `more` bytes are added."""
+    if packed.ByteSize() + more > MESSAGE_BYTES:
         raise LimitExceeded(f"the message is larger than {MESSAGE_BYTES} bytes")
 
 
@@ -254,7 +259,7 @@ def _pack_anew(message: Message) -> Packed:
         name=message.name,
         to=message.to,
         kind=int(message.kind),  # type: ignore[arg-type]  # the stub wants the enum's own type
-        timestamp_us=round(message.timestamp * 1e6),
+        timestamp_us=microseconds(message.timestamp),
         reply_to=message.reply_to,
         last=message.last,
         trace=message_pb2.Trace(
@@ -300,14 +305,19 @@ def read_status(packed: Status) -> RequestError:
 
 def status(error: RequestError) -> Status:
     """`error` as a `google.rpc.Status`."""
-    info = ErrorInfo(reason=error.reason, domain=DOMAIN)
+    info = ErrorInfo(reason=_sayable(error.reason), domain=DOMAIN)
     if error.at:
         info.metadata["at"] = error.at
     if error.code == Code.UNAVAILABLE:
         info.metadata["delivered"] = "no" if error.delivered is False else "unknown"
     detail = AnyPb()
     detail.Pack(info)
-    return Status(code=int(error.code), message=error.message, details=[detail])
+    return Status(code=int(error.code), message=_sayable(error.message), details=[detail])
+
+
+def _sayable(text: str) -> str:
+    """A text of whoever raised the error, as far as it can be sent: an error must always reach its caller."""
+    return text[:_TEXT].encode("utf-8", "replace").decode()
 
 
 # ------------------------------------------------------------------------------------------------ frames

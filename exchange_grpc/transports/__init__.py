@@ -12,7 +12,7 @@ A frame is bytes, one write, complete and in order. What a transport must hold t
 
 import importlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import AddressError
 from ..message import Message, Seen
@@ -69,8 +69,8 @@ class Host(Protocol):
     async def relay_request(self, message: Message, timeout: float | None) -> Message:
         """Emit a request for such a caller and wait for its reply, which may be an error."""
 
-    def observe(self, pattern: str, function: Callable[[Message, Seen], Any]) -> Callable[[], None]:
-        """Call `function` for all that happens here and fits."""
+    def watch(self, pattern: str, watcher: Callable[[Message, Seen], None]) -> Callable[[], None]:
+        """Call `watcher` at once, on the loop, for all that happens here and fits. Returns what ends it."""
 
 
 class Scheme(Protocol):

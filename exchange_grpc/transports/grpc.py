@@ -8,6 +8,7 @@ import asyncio
 import errno
 import re
 import socket
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -42,6 +43,7 @@ _SERVER_OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
 ]
 _CLOSE_SECONDS = 1.0  # for the other side to end the call after goodbye
+_UNIX_PATH_BYTES = 107  # sizeof sockaddr_un.sun_path, less the zero at its end
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
 
 
@@ -51,6 +53,8 @@ def target_of(url: str) -> str:
         path = url.removeprefix("unix://").removeprefix("unix:")
         if not path:
             raise AddressError(f"{url!r} has no path: unix:/run/exchange.sock")
+        if len(path.encode()) > _UNIX_PATH_BYTES:
+            raise AddressError(f"the path in {url!r} is longer than the {_UNIX_PATH_BYTES} bytes that the system takes")
         return f"unix:{path}"
     address = _HOST_PORT.fullmatch(url.removeprefix("grpc://").rstrip("/"))
     if not url.startswith("grpc://") or address is None or int(address["port"]) > 65_535:
@@ -71,14 +75,22 @@ class _Stream:
 
     async def send(self, frame: bytes) -> None:
         """See `Transport`."""
+        if self._call is None:
+            raise LinkError("the connection was closed")
         try:
             await self._call.write(frame)
         except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise LinkError(f"the peer cannot be written to: {_said(error)}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise LinkError("the connection was closed") from None  # the call was cancelled, not this task
 
     async def _read(self) -> None:
+        call = self._call
         try:
-            while (frame := await self._call.read()) is not grpc.aio.EOF:
+            while (frame := await call.read()) is not grpc.aio.EOF:
                 await self._receive(frame)
         except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             self._end(LinkError(f"the connection was lost: {_said(error)}"))
@@ -117,18 +129,20 @@ class GrpcTransport(_Stream):
     async def disconnect(self) -> None:
         """See `Transport`."""
         # In this order nothing leaks: let the other side end the call, stop reading, cancel, close.
-        if self._reader is not None and not self._reader.done():
-            try:
-                await self._call.done_writing()
-                await asyncio.wait({self._reader}, timeout=_CLOSE_SECONDS)
-            except (grpc.RpcError, asyncio.InvalidStateError):
-                pass
-            self._reader.cancel()
-            await asyncio.wait({self._reader})
-        if self._call is not None:
-            self._call.cancel()
-        if self._channel is not None:
-            await self._channel.close()
+        reader = self._reader
+        if reader is not None and not reader.done() and reader is not asyncio.current_task():
+            with suppress(grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):  # a write that waits for the peer comes first
+                    await self._call.done_writing()
+                    await asyncio.wait({reader})
+            reader.cancel()
+            await asyncio.wait({reader})
+        call, channel = self._call, self._channel
+        self._call = self._channel = None  # which hold the socket until they are collected
+        if call is not None:
+            call.cancel()
+        if channel is not None:
+            await channel.close()
 
 
 class _Accepted(_Stream):
@@ -219,10 +233,7 @@ def _answers(target: str) -> bool:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # connecting to a full queue of connections would wait
-        try:
-            return probe.connect_ex(target.removeprefix("unix:")) in (0, errno.EAGAIN)
-        except OSError:  # the path is too long
-            return False
+        return probe.connect_ex(target.removeprefix("unix:")) in (0, errno.EAGAIN)
 
 
 def _said(error: BaseException) -> str:

@@ -32,7 +32,10 @@ class Owner(Protocol):
         """The other side will send no more, but reads."""
 
     def lost(self, link: "Link", reason: str) -> None:
-        """The link is over. Called once, whatever the reason."""
+        """Nothing passes over the link any more. Called once, whatever the reason."""
+
+    def over(self, link: "Link") -> None:
+        """... and its transport is closed: nothing is left of it."""
 
 
 class Link:
@@ -154,3 +157,4 @@ class Link:
             log.warning("a transport did not close within %g s", DRAIN_SECONDS)
         finally:
             self.over.set()
+            self._owner.over(self)
