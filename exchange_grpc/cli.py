@@ -255,8 +255,9 @@ def observe(pattern: str, url: str) -> None:
     exchange observe 'order.**'       order, order.placed, order.placed.late, ...
     exchange observe '*.placed' | jq .value
 
-    Each is one JSON object on one line. In PATTERN, * is one token and ** any number of them; quote it from the shell. Observing takes
-    nothing away from anybody. What you are too slow for is left out, and counted on stderr.
+    Each is one JSON object on one line. In PATTERN, * is one token and ** any number of them; quote it
+    from the shell. Observing takes nothing away from anybody. What you are too slow for is left out,
+    and counted on stderr.
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # at once, even while a pipe that nobody reads holds us up
         signal.signal(number, _leave)
@@ -364,8 +365,8 @@ def trace(id: str, url: str, as_json: bool) -> None:
     exchange trace $(exchange send echo 1 | jq -r .)
     exchange trace hub.1764000000000000.7 --json
 
-    It is a tree from the root to the leaves. ID is what send, publish and observe print. Exchanges remember their newest messages; those that
-    the messages have passed are asked as well for what they know.
+    It is a tree from the root to the leaves. ID is what send, publish and observe print. Exchanges
+    remember their newest messages; those that the messages have passed are asked as well.
     """
     answer, parsed = run(_trace(url, id))
     if as_json:

@@ -1,9 +1,11 @@
 """What `exchange serve --demo` handles: enough to try everything that the command line can do.
 
-compute.sum   {"a": 5, "b": 3} -> 8; keeps a total, a count and their mean in the state
-echo          the value that came
-demo.items    rows of a real SQLite file; {"table": "items", "limit": 3} says how many
-demo.wait     {"seconds": 2} -> answers after so long: to try deadlines, cancelling, stopping
+    compute.sum   {"a": 5, "b": 3} -> 8; keeps a total, a count and their mean in the state
+    echo          the value that came
+    demo.items    rows of a real SQLite file; {"table": "items", "limit": 3} says how many
+    demo.wait     {"seconds": 2} -> answers after so long: to try deadlines, cancelling, stopping
+
+Nothing here outlives the process: the file is in a temporary directory of its own.
 """
 
 import asyncio

@@ -52,8 +52,9 @@ class Kernel:
         self._queue: deque[tuple[str, Any]] = deque()
         self._stepping = False
 
-    def __len__(self) -> int:
-        """The number of signals that wait."""
+    @property
+    def waiting(self) -> int:
+        """The number of signals that wait. (Not `len`: an idle kernel would count as false.)"""
         return len(self._queue)
 
     def sig(self, name: str, value: Any = None) -> Any:
@@ -107,7 +108,7 @@ class Kernel:
         while self._queue:
             handled += self.step()
             if handled > limit:
-                raise Overrun(f"{handled} signals were handled and {len(self)} still wait: a circle of handlers?")
+                raise Overrun(f"{handled} signals were handled and {self.waiting} still wait: a circle of handlers?")
         return handled
 
 

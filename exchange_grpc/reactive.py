@@ -413,7 +413,7 @@ class State:
         now: Callable[[], float] | None = None,
         tasks: Tasks | None = None,
     ) -> None:
-        store = _Store(values, kernel or Kernel(), cause or (lambda: None), now or (lambda: 0.0), tasks)
+        store = _Store(values, Kernel() if kernel is None else kernel, cause or (lambda: None), now or (lambda: 0.0), tasks)
         object.__setattr__(self, "_store", store)
 
     def __getattr__(self, name: str) -> Any:
