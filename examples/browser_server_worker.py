@@ -1,11 +1,13 @@
 """Three exchanges: a browser asks a server, which asks a worker. The answer knows its whole way.
 
-    python examples/browser_server_worker.py             both of these:
-    python examples/browser_server_worker.py local       links within this process
-    python examples/browser_server_worker.py grpc        gRPC, on a free port of this machine
-
-    browser -- items.fetch --> server -- db.query --> worker
+    browser -- items.fetch -->  server -- db.query -->  worker
     browser <-- items.result -- server <-- db.result -- worker
+
+    python examples/browser_server_worker.py          both of these, in turn:
+    python examples/browser_server_worker.py local    links within the process
+    python examples/browser_server_worker.py grpc     gRPC, on a free port of this machine
+
+The exchanges do not notice the difference: only the address they connect to is another.
 """
 
 import asyncio

@@ -2,26 +2,26 @@
 
     python examples/local_peers.py
 
-Nothing here knows that the two are in one process. Give `connect` a URL instead of an Exchange and
-the same code runs between two machines.
+Nothing here knows that the two share a process. Give `connect` a URL instead of an Exchange, and the
+same code runs between two machines.
 """
 
 import asyncio
 
-from exchange_grpc import Exchange, Unhandled
+from exchange_grpc import Exchange
 
 
 async def main() -> None:
     shop, kitchen = Exchange("shop"), Exchange("kitchen")
-    heard: asyncio.Queue = asyncio.Queue()
+    heard = asyncio.Queue()
 
-    @kitchen.handle("compute.sum")
-    async def compute_sum(msg):
-        return msg.value["a"] + msg.value["b"]
+    @kitchen.handle("pizza.price")
+    async def price(msg):
+        return {"margherita": 8, "marinara": 7}[msg.value]
 
     @kitchen.handle("pizza.order")
     async def bake(msg, sig):
-        sig("pizza.ready", {"pizza": msg.value["pizza"]})  # goes back to whoever ordered
+        sig("pizza.ready", msg.value)  # goes back to whoever ordered
 
     shop.on("pizza.ready", heard.put)
     shop.subscribe("menu.**", heard.put)
@@ -29,11 +29,10 @@ async def main() -> None:
 
     async with shop, kitchen:
         peer = await shop.connect(kitchen)
-        print("linked:", shop.id, "and", peer.id)
 
-        print("request:", await shop.request("compute.sum", {"a": 5, "b": 3}))
+        print("request:", await shop.request("pizza.price", "margherita"))
 
-        await peer.send("pizza.order", {"pizza": "margherita"})
+        await peer.send("pizza.order", "margherita")
         show("send", await heard.get())
 
         await kitchen.publish("menu.today.changed", ["margherita", "marinara"])
@@ -42,13 +41,8 @@ async def main() -> None:
         await kitchen.broadcast("kitchen.closing", {"in_minutes": 10})
         show("broadcast", await heard.get())
 
-        try:
-            await shop.request("compute.product", {"a": 5, "b": 3})
-        except Unhandled as error:
-            print("nobody:", error)
 
-
-def show(how, msg) -> None:
+def show(how, msg):
     print(f"{how}: {msg.name} {msg.value} by {' -> '.join(msg.trace)}")
 
 

@@ -2,41 +2,43 @@
 
     python examples/reactive_distributed.py
 
-The app has two values: `data` is set, `doubled` follows. The server knows neither of them, it only
-sends `server.data`. Each change of the state says which message caused it.
+`data` is a plain value, `doubled` is computed from it. The server knows neither: it sends
+`server.data`, and the app decides what that means. Every change of the state knows the message that
+caused it, and a message knows its way.
 """
 
 import asyncio
 
 from exchange_grpc import Exchange
 
-app = Exchange(
-    "app",
-    state={
-        "data": None,
-        "doubled": lambda s: [2 * item for item in s.data["items"]] if s.data else [],
-    },
-)
-
-
-@app.handle("server.data")
-async def take(msg, sig):
-    sig("set", {"name": "data", "value": msg.value})
-
 
 async def main() -> None:
-    changes: asyncio.Queue = asyncio.Queue()
+    app = Exchange(
+        "app",
+        state={
+            "data": None,
+            "doubled": lambda s: [2 * item for item in s.data["items"]] if s.data else [],
+        },
+    )
+    changes = asyncio.Queue()
     app.state.on_commit(changes.put_nowait)
     app.state.subscribe("doubled", lambda value: print("doubled is", value))
 
+    @app.handle("server.data")
+    async def take(msg, sig):
+        sig("set", {"name": "data", "value": msg.value})
+
     async with app, Exchange("server") as server:
         peer = await server.connect(app)
-        for items in ([1, 2, 3], [1, 2, 3], [5, 8]):  # the second changes nothing
-            await peer.request("server.data", {"items": items})
+        for items in ([1, 2, 3], [1, 2, 3], [5, 8]):  # the second is equal: nothing changes
+            await peer.send("server.data", {"items": items})
 
-    while not changes.empty():
-        change = changes.get_nowait()
-        print(*change.sets, "was set,", *change.updates, "recomputed, because of", change.cause.rpartition(".")[0])
+        for _ in range(2):
+            change = await changes.get()
+            trace = await app.request("exchange.trace", {"id": change.cause}, to="app")
+            cause = trace["spans"][0]
+            way = " -> ".join(hop["exchange"] for hop in cause["hops"])
+            print(f"set {[*change.sets]}, recomputed {[*change.updates]}, because of {cause['name']} by {way}")
 
 
 if __name__ == "__main__":

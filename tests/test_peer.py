@@ -1,0 +1,729 @@
+"""The session of one link, on plain bytes: what comes in, what it means, what goes out."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.struct_pb2 import Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exchange.v1 import frame_pb2, message_pb2
+from exchange_grpc import wire
+from exchange_grpc.errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailable
+from exchange_grpc.frames import (
+    Answer,
+    Batch,
+    Found,
+    Frame,
+    Goodbye,
+    Hello,
+    Interest,
+    Introduction,
+    Query,
+    Reject,
+    Target,
+    Welcome,
+)
+from exchange_grpc.limits import HANDSHAKE_SECONDS, REQUEST_SECONDS
+from exchange_grpc.message import Context, Hop, Kind, Message, Origin
+from exchange_grpc.peer import Ended, Event, Opened, Phase, QueueFull, Received, Rejected, Session
+
+NOW = 100.0
+ORIGIN = {id: Origin(id, 7, 1_000.0) for id in ("me", "you", "far")}
+NAME = Target("name", "a")
+
+
+def intro(id: str, **more: Any) -> Introduction:
+    return Introduction(id, 7, **more)
+
+
+def made(exchange: str = "me", kind: Kind = Kind.SEND, name: str = "a", **more: Any) -> Message:
+    return ORIGIN[exchange].make(kind, name, Context(), NOW, **more)
+
+
+def out(session: Session, now: float = NOW) -> Iterator[bytes]:
+    """All that the session has to write."""
+    while True:
+        data, expired = session.data_to_send(now)
+        if data is not None:
+            yield data
+        elif not expired:
+            return
+
+
+def said(session: Session, now: float = NOW) -> list[Frame]:
+    return [wire.decode(data, now) for data in out(session, now)]
+
+
+def opened(*, dialled: bool = False, **peer: Any) -> Session:
+    """An open session of `me` with `you`, and nothing left to say."""
+    session = Session(intro("me"), dialled=dialled, now=NOW)
+    you = intro("you", **peer)
+    session.receive(wire.encode(Welcome(you) if dialled else Hello(you)), NOW)
+    if not dialled:
+        session.welcome(intro("me"))
+    list(out(session))
+    return session
+
+
+def pair(**peer: Any) -> tuple[Session, Session]:
+    """Two sessions that are open to each other: of `me`, who dialled, and of `you`."""
+    me, you = Session(intro("me", **peer), dialled=True, now=NOW), Session(intro("you"), dialled=False, now=NOW)
+    for data in out(me):
+        assert isinstance(you.receive(data, NOW)[0], Opened)
+    you.welcome(intro("you"))
+    for data in out(you):
+        assert isinstance(me.receive(data, NOW)[0], Opened)
+    return me, you
+
+
+def passed(a: Session, b: Session, now: float = NOW) -> list[Event]:
+    """What `b` understands of all that `a` has to say."""
+    return [event for data in out(a, now) for event in b.receive(data, now)]
+
+
+def batch(*messages: message_pb2.Message, seq: int = 0) -> bytes:
+    return frame_pb2.Frame(batch=frame_pb2.Batch(seq=seq, messages=messages)).SerializeToString()
+
+
+def packed(name: str = "a", hops: tuple[str, ...] = (), **fields: Any) -> message_pb2.Message:
+    result = message_pb2.Message(name=name)
+    for field, value in fields.items():
+        setattr(result, field.rstrip("_"), value)
+    for hop in hops:
+        result.trace.hops.add(exchange=hop)
+    return result
+
+
+# ------------------------------------------------------------------------------------------- the handshake
+
+
+def test_hello_and_welcome() -> None:
+    me = Session(intro("me", handles=("a",), relay=True), dialled=True, now=NOW)
+    you = Session(intro("you", subscribes=("b.*",)), dialled=False, now=NOW)
+    assert list(out(you)) == [], "whoever was dialled waits for Hello"
+    (hello,) = out(me)
+    assert list(out(me)) == []
+    assert you.receive(hello, NOW) == [Opened(intro("me", handles=("a",), relay=True))]
+    assert you.phase is Phase.OPENING, "until it is welcomed, which the exchange decides"
+    you.welcome(intro("you", subscribes=("b.*", "c")))
+    (welcome,) = out(you)
+    assert me.receive(welcome, NOW) == [Opened(intro("you", subscribes=("b.*", "c")))]
+    assert me.phase is you.phase is Phase.OPEN
+    assert me.tick(NOW + 1_000) == []
+
+
+def ended(session: Session, events: list[Event], code: Code, *, tells: bool = True) -> Ended:
+    (event,) = events
+    assert isinstance(event, Ended)
+    assert event.code is code
+    assert session.phase is Phase.CLOSED
+    assert session.receive(wire.encode(Hello(intro("you"))), NOW) == []
+    goodbyes = [frame for frame in said(session) if isinstance(frame, Goodbye)]
+    assert [frame.code for frame in goodbyes] == ([code] if tells else [])
+    assert all(frame.exchange == "me" for frame in goodbyes)
+    return event
+
+
+FIRST = {
+    "welcome": Welcome(intro("you")),
+    "interest": Interest(1),
+    "query": Query("you.7.q1", NAME, 3),
+    "answer": Answer("you.7.q1", NAME, Found.NO),
+    "reject": Reject(1, "", RequestError("x")),
+}
+
+
+@pytest.mark.parametrize("what", FIRST)
+def test_the_first_frame_is_hello(what: str) -> None:
+    session = Session(intro("me"), dialled=False, now=NOW)
+    ended(session, session.receive(wire.encode(FIRST[what]), NOW), Code.INVALID_ARGUMENT)
+
+
+def test_the_first_frame_is_welcome_for_who_dialled() -> None:
+    for data in (batch(packed()), wire.encode(Hello(intro("you")))):
+        session = Session(intro("me"), dialled=True, now=NOW)
+        ended(session, session.receive(data, NOW), Code.INVALID_ARGUMENT)
+
+
+def test_an_empty_frame_is_no_hello() -> None:
+    session = Session(intro("me"), dialled=False, now=NOW)
+    ended(session, session.receive(b"", NOW), Code.INVALID_ARGUMENT)
+
+
+@pytest.mark.parametrize("dialled", [False, True])
+def test_both_ends_with_one_id(dialled: bool) -> None:
+    session = Session(intro("me"), dialled=dialled, now=NOW)
+    first = Welcome(intro("me")) if dialled else Hello(intro("me"))
+    event = ended(session, session.receive(wire.encode(first), NOW), Code.ALREADY_EXISTS)
+    assert event.by == "me"
+
+
+@pytest.mark.parametrize("dialled", [False, True])
+def test_a_second_introduction_ends_the_session(dialled: bool) -> None:
+    for again in (Hello(intro("you")), Welcome(intro("you"))):
+        session = opened(dialled=dialled)
+        ended(session, session.receive(wire.encode(again), NOW), Code.INVALID_ARGUMENT)
+
+
+@pytest.mark.parametrize("dialled", [False, True])
+def test_a_handshake_that_takes_too_long(dialled: bool) -> None:
+    session = Session(intro("me"), dialled=dialled, now=NOW)
+    assert session.tick(NOW + HANDSHAKE_SECONDS - 0.001) == []
+    ended(session, session.tick(NOW + HANDSHAKE_SECONDS), Code.DEADLINE_EXCEEDED)
+    assert session.tick(NOW + 1_000) == []
+
+
+def test_a_refusal_instead_of_welcome() -> None:
+    session = Session(intro("me"), dialled=True, now=NOW)
+    list(out(session))
+    data = wire.encode(Goodbye(Code.ALREADY_EXISTS, "linked already", exchange="you"))
+    event = ended(session, session.receive(data, NOW), Code.ALREADY_EXISTS, tells=False)
+    assert event == Ended(Code.ALREADY_EXISTS, "linked already", "you")
+
+
+def test_an_introduction_may_be_refused() -> None:
+    session = Session(intro("me"), dialled=False, now=NOW)
+    session.receive(wire.encode(Hello(intro("you"))), NOW)
+    session.goodbye(Code.ALREADY_EXISTS, "linked already")
+    assert session.receive(wire.encode(Query("you.7.q1", NAME, 1)), NOW) == [Query("you.7.q1", NAME, 1)]
+    assert said(session) == [Goodbye(Code.ALREADY_EXISTS, "linked already", exchange="me")]
+    assert session.phase is Phase.CLOSED
+
+
+@pytest.mark.parametrize("dialled", [False, True])
+@pytest.mark.parametrize("frame", [batch(packed()), *map(wire.encode, FIRST.values())], ids=["batch", *FIRST])
+def test_what_a_stranger_says_after_goodbye_is_not_heard(dialled: bool, frame: bytes) -> None:
+    """The exchange closes while a link has not yet said Hello, or Welcome is on its way."""
+    session = Session(intro("me"), dialled=dialled, now=NOW)
+    session.goodbye()
+    assert session.receive(frame, NOW) == []
+    assert [data for data in said(session) if isinstance(data, Goodbye)] == [Goodbye(exchange="me")]
+
+
+def test_a_stranger_may_say_goodbye_too() -> None:
+    session = Session(intro("me"), dialled=True, now=NOW)
+    session.goodbye()
+    assert session.receive(wire.encode(Goodbye(exchange="you")), NOW) == [Ended(Code.OK, "", "you")]
+
+
+def test_old_and_new_versions_are_welcome() -> None:
+    for version in (0, 1, 2, 99):
+        hello = frame_pb2.Frame(hello=frame_pb2.Hello(exchange="you", protocol=version)).SerializeToString()
+        session = Session(intro("me"), dialled=False, now=NOW)
+        (event,) = session.receive(hello, NOW)
+        assert isinstance(event, Opened)
+        assert event.peer.protocol == (version or 1)
+
+
+# -------------------------------------------------------------------------------------------------- batches
+
+
+def test_everything_queued_leaves_in_one_frame_and_control_frames_first() -> None:
+    me, you = pair(relay=True)
+    messages = [made() for _ in range(50)]
+    for message in messages:
+        me.send(message)
+    me.announce(handles=["x"])
+    assert me.control(Query("me.7.q1", NAME, 3))
+    frames = said(me)
+    assert [type(frame) for frame in frames] == [Interest, Query, Batch]
+    assert isinstance(frames[2], Batch)
+    assert frames[2].seq == 1
+    assert [message.id for message in frames[2].messages] == [message.id for message in messages]
+    me.send(made())
+    (frame,) = said(me)
+    assert isinstance(frame, Batch)
+    assert frame.seq == 51
+    assert you.peer is not None
+
+
+def test_a_write_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.BATCH_MESSAGES", 3)
+    me, you = pair()
+    for _ in range(7):
+        me.send(made())
+    frames = said(me)
+    assert [(frame.seq, len(frame.messages)) for frame in frames if isinstance(frame, Batch)] == [(1, 3), (4, 3), (7, 1)]
+    monkeypatch.setattr("exchange_grpc.peer.BATCH_MESSAGES", 1_000)
+    monkeypatch.setattr("exchange_grpc.peer.BATCH_BYTES", 1_000)
+    for _ in range(4):
+        me.send(made(payload=b"1" * 600))
+    assert [len(frame.messages) for frame in said(me) if isinstance(frame, Batch)] == [2, 2]
+    assert you.peer is not None
+
+
+def test_messages_arrive_in_order_and_as_they_were() -> None:
+    me, you = pair()
+    sent = [made(payload=b"%d" % n, headers={"n": str(n)}) for n in range(20)]
+    for message in sent:
+        me.send(message)
+    got = passed(me, you)
+    assert [event.message.payload for event in got if isinstance(event, Received)] == [m.payload for m in sent]
+    assert [event.message.id for event in got if isinstance(event, Received)] == [m.id for m in sent]
+
+
+def test_the_time_left_is_a_duration_without_the_wait() -> None:
+    me, you = pair()
+    me.send(made(seconds=10))
+    (data,) = out(me, NOW + 4)
+    (event,) = you.receive(data, 5_000.0)
+    assert isinstance(event, Received)
+    assert event.message.deadline == pytest.approx(5_006.0)
+
+
+def test_what_expired_in_the_queue_does_not_leave() -> None:
+    me, you = pair()
+    short, long, shorter = made(seconds=1), made(seconds=9), made(seconds=1)
+    for message in (short, long, shorter):
+        me.send(message)
+    data, expired = me.data_to_send(NOW + 1)
+    assert expired == [short, shorter]
+    assert data is not None
+    (event,) = you.receive(data, NOW)
+    assert isinstance(event, Received)
+    assert event.message.id == long.id
+    me.send(made(seconds=1))
+    data, expired = me.data_to_send(NOW + 1)
+    assert data is None
+    assert len(expired) == 1
+    assert me.data_to_send(NOW + 1) == (None, [])
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e15, 2**63 / 1e6])
+def test_a_message_that_lives_for_ever_harms_no_link(seconds: float) -> None:
+    me, you = pair()
+    me.send(made(seconds=seconds))
+    (event,) = passed(me, you)
+    assert isinstance(event, Received)
+    assert event.message.deadline > NOW + 1e8
+
+
+def test_the_longest_time_to_live_on_the_wire_can_be_passed_on() -> None:
+    session, next_one = opened(), opened(dialled=True)
+    (event,) = session.receive(batch(packed(ttl_us=2**63 - 1, timestamp_us=2**63 - 1)), NOW)
+    assert isinstance(event, Received)
+    event.message.hop_trace = event.message.hop_trace.at("me", NOW)
+    next_one.send(event.message)
+    assert len(said(next_one)) == 1
+
+
+def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_MESSAGES", 3)
+    me, _ = pair()
+    for _ in range(3):
+        me.send(made())
+    with pytest.raises(QueueFull):
+        me.send(made())
+    list(out(me))
+    me.send(made())
+    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_BYTES", 1_000)
+    with pytest.raises(QueueFull):
+        me.send(made(payload=b"1" * 1_000))
+    assert len(me.unsent()) == 1
+    assert me.unsent() == []
+    me.send(made(payload=b"1" * 500))
+
+
+def test_whoever_can_wait_is_told_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.LINK_HIGH_WATER", 2)
+    monkeypatch.setattr("exchange_grpc.peer.LINK_HIGH_WATER_BYTES", 1_000)
+    me, _ = pair()
+    for full in (False, False, True):
+        me.send(made())
+        assert me.full is full
+    list(out(me))
+    assert not me.full
+    me.send(made(payload=b"1" * 1_000))
+    assert me.full
+    me.unsent()
+    assert not me.full
+
+
+def test_control_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.CONTROL_FRAMES", 2)
+    session = opened()
+    assert session.control(Query("me.7.q1", NAME, 3))
+    assert session.control(Answer("you.7.q1", NAME, Found.NO))
+    assert not session.control(Query("me.7.q2", NAME, 3))
+    session.reject(1, "x", RequestError("x"))
+    assert [type(frame) for frame in said(session)] == [Query, Answer]
+
+
+def test_a_peer_with_a_smaller_limit_gets_nothing_larger() -> None:
+    session = opened(message_bytes=300)
+    session.send(made())
+    with pytest.raises(LimitExceeded):
+        session.send(made(payload=b"1" * 300))
+    assert len(said(session)) == 1
+
+
+def test_frames_are_no_larger_than_the_peer_takes() -> None:
+    session = opened(frame_bytes=1_000)
+    for _ in range(10):
+        session.send(made(payload=b"1" * 200))
+    with pytest.raises(LimitExceeded):
+        session.send(made(payload=b"1" * 1_000))
+    frames = list(out(session))
+    assert all(len(frame) <= 1_000 for frame in frames)
+    assert 3 <= len(frames) < 10
+
+
+def test_a_message_that_cannot_be_said_is_refused_at_once() -> None:
+    session = opened(features=("value",))
+    with pytest.raises(InvalidMessage):
+        session.send(made(payload=b"9007199254740993"))
+    with pytest.raises(InvalidMessage):
+        session.send(made(payload=b"no json"))
+    assert said(session) == []
+
+
+# --------------------------------------------------------------------------------------- the simplest peer
+
+
+def test_a_peer_that_says_only_hello_and_batch_takes_part() -> None:
+    session = Session(intro("me"), dialled=False, now=NOW)
+    hello = frame_pb2.Frame(hello=frame_pb2.Hello(exchange="you")).SerializeToString()
+    assert session.receive(hello, NOW) == [Opened(Introduction("you"))]
+    session.welcome(intro("me"))
+    events = session.receive(batch(packed(json=b"1"), packed(kind=2)), NOW)
+    messages = [event.message for event in events if isinstance(event, Received)]
+    assert [message.id for message in messages] == ["you.0.1", "you.0.2"]
+    assert [message.from_ for message in messages] == ["you", "you"]
+    assert [[hop.exchange for hop in message.hops] for message in messages] == [["you"], ["you"]]
+    assert [message.kind for message in messages] == [Kind.SEND, Kind.REQUEST]
+    assert messages[1].deadline == NOW + REQUEST_SECONDS
+    (event,) = session.receive(batch(packed()), NOW)
+    assert isinstance(event, Received)
+    assert event.message.id == "you.0.3"
+    (event,) = session.receive(batch(packed(), seq=10), NOW)
+    assert isinstance(event, Received)
+    assert event.message.id == "you.0.10"
+
+
+def test_whoever_speaks_value_is_answered_so() -> None:
+    session = opened()
+    (event,) = session.receive(batch(valued({"a": 1})), NOW)
+    assert isinstance(event, Received)
+    assert event.message.payload == b'{"a":1}'
+    session.send(made(payload=b'{"b":[2]}'))
+    (data,) = out(session)
+    (message,) = frame_pb2.Frame.FromString(data).batch.messages
+    assert message.WhichOneof("payload") == "value"
+    assert message.value.struct_value.fields["b"].list_value.values[0].number_value == 2
+
+
+def valued(fields: dict[str, float]) -> message_pb2.Message:
+    message = packed()
+    for key, number in fields.items():
+        message.value.struct_value.fields[key].CopyFrom(Value(number_value=number))
+    return message
+
+
+def test_whoever_wants_value_may_say_so_in_hello() -> None:
+    session = opened(features=("value", "unknown"))
+    session.send(made(payload=b"5"))
+    (data,) = out(session)
+    assert frame_pb2.Frame.FromString(data).batch.messages[0].value.number_value == 5
+
+
+# ------------------------------------------------------------------------------------------ who may say what
+
+
+def forged(**fields: Any) -> message_pb2.Message:
+    hops = fields.pop("hops", ())
+    message = packed(hops=hops, id=fields.get("id", ""))
+    setattr(message, "from", fields.get("from_", ""))
+    return message
+
+
+FORGERIES: dict[str, dict[str, Any]] = {
+    "from somebody else": {"from_": "far"},
+    "an id of somebody else": {"id": "far.7.1"},
+    "the last hop of somebody else": {"hops": ("far",)},
+    "a first hop of somebody else": {"from_": "you", "id": "you.7.1", "hops": ("far", "you")},
+    "passed on, from a leaf": {"from_": "far", "id": "far.7.1", "hops": ("far", "you")},
+    "me as origin": {"from_": "me", "id": "me.7.1", "hops": ("me",)},
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_a_forged_message_is_rejected_and_the_rest_of_the_batch_stands(what: str) -> None:
+    session = opened()
+    events = session.receive(batch(packed(name="one"), forged(**FORGERIES[what]), packed(name="two"), seq=5), NOW)
+    assert [event.message.name for event in events if isinstance(event, Received)] == ["one", "two"]
+    assert len(events) == 2
+    (reject,) = said(session)
+    assert isinstance(reject, Reject)
+    assert reject.seq == 6
+    assert reject.error.code is Code.INVALID_ARGUMENT
+    assert reject.error.reason == "INVALID_MESSAGE"
+    assert session.phase is Phase.OPEN
+
+
+def test_a_relay_may_pass_on_what_others_made() -> None:
+    session = opened(relay=True)
+    (event,) = session.receive(batch(forged(from_="far", id="far.7.1", hops=("far", "you"))), NOW)
+    assert isinstance(event, Received)
+    assert event.message.from_ == "far"
+    events = session.receive(batch(forged(from_="far", id="far.7.1", hops=("far", "other"))), NOW)
+    assert events == [], "but not what did not come by itself"
+    (event,) = session.receive(batch(forged(hops=("far", "you"), id="far.7.2")), NOW)
+    assert isinstance(event, Received)
+    assert event.message.from_ == "far"
+
+
+def test_a_peer_may_begin_to_relay_and_stop() -> None:
+    session = opened()
+    relayed = batch(forged(from_="far", id="far.7.1", hops=("far", "you")))
+    assert session.receive(relayed, NOW) == []
+    assert session.receive(wire.encode(Interest(1, relay=True)), NOW) == [Interest(1, relay=True)]
+    assert len(session.receive(relayed, NOW)) == 1
+    session.receive(wire.encode(Interest(2, handles=("x",))), NOW)
+    assert len(session.receive(relayed, NOW)) == 1, "what is not said does not change"
+    session.receive(wire.encode(Interest(3, relay=False)), NOW)
+    assert session.receive(relayed, NOW) == []
+
+
+def test_a_message_that_cannot_be_read_is_rejected_with_its_number_and_id() -> None:
+    session = opened()
+    events = session.receive(batch(packed(), packed(name="a b", id="you.7.9"), packed(name="x" * 300), seq=1), NOW)
+    assert len(events) == 1
+    rejects = said(session)
+    assert [(r.seq, r.id, r.error.reason) for r in rejects if isinstance(r, Reject)] == [
+        (2, "you.7.9", "INVALID_MESSAGE"),
+        (3, "", "LIMIT_EXCEEDED"),
+    ]
+
+
+def test_a_reject_names_the_message_by_id_or_number() -> None:
+    me, you = pair()
+    first, second = made(), made()
+    me.send(first)
+    me.send(second)
+    list(out(me))
+    error = Unavailable("no", at="you")
+    (event,) = me.receive(wire.encode(Reject(1, first.id, error)), NOW)
+    assert isinstance(event, Rejected)
+    assert event.id == first.id
+    assert event.error.message == "no"
+    (event,) = me.receive(wire.encode(Reject(2, "", error)), NOW)
+    assert isinstance(event, Rejected)
+    assert event.id == second.id
+    (event,) = me.receive(wire.encode(Reject(99, "", error)), NOW)
+    assert isinstance(event, Rejected)
+    assert event.id == ""
+    assert you.peer is not None
+
+
+@pytest.mark.parametrize("seq", [2**64 - 1, 2**64 - 2])
+def test_numbers_that_run_over_the_edge_end_the_session(seq: int) -> None:
+    session = opened()
+    bad = packed(name="")
+    ended(session, session.receive(batch(bad, bad, bad, seq=seq), NOW), Code.INVALID_ARGUMENT)
+
+
+def test_rejects_of_a_flood_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.CONTROL_FRAMES", 10)
+    session = opened()
+    assert session.receive(batch(*[packed(name="")] * 100), NOW) == []
+    assert len(said(session)) == 10
+    assert len(session.receive(batch(packed()), NOW)) == 1
+
+
+# ------------------------------------------------------------------------------------------------- interest
+
+
+def test_interest_counts_its_revisions() -> None:
+    session = opened(revision=4, handles=("a",))
+    changes = [
+        Interest(5, handles=("b",), subscribes=("c.*",)),
+        Interest(6, no_longer_handles=("a",), no_longer_subscribes=("c.*", "never")),
+    ]
+    for change in changes:
+        assert session.receive(wire.encode(change), NOW) == [change]
+    ended(session, session.receive(wire.encode(Interest(8)), NOW), Code.INVALID_ARGUMENT)
+
+
+def test_interest_of_a_peer_that_does_not_count() -> None:
+    session = opened()
+    for _ in range(3):
+        assert session.receive(wire.encode(Interest(0, handles=("a",))), NOW)
+
+
+def test_announcements_are_understood() -> None:
+    me, you = pair(revision=7)
+    me.announce(handles=["a"], subscribes=["b.*"])
+    me.announce(no_longer_handles=["a"], no_longer_subscribes=["b.*"], relay=True)
+    assert passed(me, you) == [
+        Interest(8, ("a",), ("b.*",)),
+        Interest(9, (), (), ("a",), ("b.*",), True),
+    ]
+
+
+@pytest.mark.parametrize("what", ["handles", "subscribes"])
+def test_names_per_peer(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.NAMES_PER_PEER", 3)
+    names = ("a", "b", "c")
+    session = Session(intro("me"), dialled=False, now=NOW)
+    events = session.receive(wire.encode(Hello(intro("you", **{what: (*names, "d")}))), NOW)
+    ended(session, events, Code.INVALID_ARGUMENT)
+    session = opened(**{what: names})
+    gone = {f"no_longer_{what}": ("a",)}
+    assert session.receive(wire.encode(Interest(1, **{what: ("d",)}, **gone)), NOW)
+    ended(session, session.receive(wire.encode(Interest(2, **{what: ("e",)})), NOW), Code.INVALID_ARGUMENT)
+
+
+def test_questions_and_answers_are_handed_on() -> None:
+    me, you = pair()
+    frames = [Query("me.7.q1", NAME, 3), Answer("you.7.q1", Target("exchange", "x"), Found.YES, 2), Answer("", NAME, Found.NO)]
+    for frame in frames:
+        assert isinstance(frame, Query | Answer)
+        assert me.control(frame)
+    assert passed(me, you) == frames
+
+
+@pytest.mark.parametrize("kind", ["ack", "credit", "ping", "pong"])
+def test_frames_without_use_so_far_are_ignored(kind: str) -> None:
+    session = opened()
+    assert session.receive(frame_pb2.Frame(**{kind: {}}).SerializeToString(), NOW) == []
+    assert session.receive(b"", NOW) == []
+    assert session.phase is Phase.OPEN
+
+
+# -------------------------------------------------------------------------------------------------- the end
+
+
+def test_goodbye_comes_after_what_is_queued() -> None:
+    me, you = pair()
+    me.send(made())
+    me.goodbye(Code.OK, "that was all", retry_after_ms=50)
+    assert me.phase is Phase.CLOSING
+    me.goodbye(Code.INTERNAL, "said once")
+    events = passed(me, you)
+    assert [type(event) for event in events] == [Received, Ended]
+    assert events[1] == Ended(Code.OK, "that was all", "me")
+    assert me.phase is you.phase is Phase.CLOSED
+    me.goodbye()
+    assert list(out(me)) == []
+
+
+def test_goodbye_waits_for_more_than_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.BATCH_MESSAGES", 1)
+    me, you = pair()
+    me.send(made())
+    me.send(made())
+    me.goodbye()
+    assert [type(event) for event in passed(me, you)] == [Received, Received, Ended]
+
+
+def test_goodbye_comes_although_all_that_was_queued_has_expired() -> None:
+    me, _ = pair()
+    me.send(made(seconds=1))
+    me.goodbye()
+    data, expired = me.data_to_send(NOW + 2)
+    assert len(expired) == 1
+    assert data is not None
+    assert wire.decode(data, NOW) == Goodbye(exchange="me")
+    assert me.phase is Phase.CLOSED
+
+
+def test_while_closing_what_comes_is_still_understood() -> None:
+    me, you = pair()
+    me.goodbye()
+    you.send(made("you"))
+    (event,) = passed(you, me)
+    assert isinstance(event, Received)
+
+
+def test_goodbye_of_the_peer_ends_it_and_what_never_left_can_be_told() -> None:
+    me, you = pair()
+    message = made()
+    me.send(message)
+    you.goodbye(Code.UNAVAILABLE, "restart")
+    assert passed(you, me) == [Ended(Code.UNAVAILABLE, "restart", "you")]
+    assert me.phase is Phase.CLOSED
+    assert list(out(me)) == []
+    assert me.unsent() == [message]
+
+
+def test_a_broken_frame_ends_the_session_with_a_reason() -> None:
+    session = opened()
+    session.send(made())
+    event = ended(session, session.receive(b"\xff" * 9, NOW), Code.INVALID_ARGUMENT)
+    assert "parsed" in event.reason
+    assert len(session.unsent()) == 1
+
+
+def test_stay_away_after_a_mistake() -> None:
+    session = opened()
+    session.receive(b"\xff" * 9, NOW)
+    (goodbye,) = said(session)
+    assert isinstance(goodbye, Goodbye)
+    assert goodbye.stay_away
+
+
+# ---------------------------------------------------------------------------------------------- whatever comes
+
+SEEDS = [
+    batch(packed(json=b"1", hops=("you",), id="you.7.1"), valued({"a": 1}), seq=3),
+    wire.encode(Hello(intro("you", handles=("a",), subscribes=("b.*",), relay=True))),
+    wire.encode(Welcome(intro("you"))),
+    wire.encode(Interest(1, ("a",), ("b",), ("c",), ("d",), True)),
+    wire.encode(Query("you.7.q1", NAME, 3)),
+    wire.encode(Answer("you.7.q1", NAME, Found.YES, 1)),
+    wire.encode(Reject(1, "", RequestError("x"))),
+    wire.encode(Goodbye(Code.OK, "", exchange="you")),
+]
+CHANGES = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3)
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> bytes:
+    """Random bytes, or a frame with some bytes changed, so that the reader gets further."""
+    if draw(st.integers(0, 4)) == 0:
+        return draw(st.binary(max_size=100))
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for at, byte in draw(CHANGES):
+        data[at % len(data)] = byte
+    return bytes(data)
+
+
+@given(
+    dialled=st.booleans(),
+    start=st.sampled_from(["new", "open", "goodbye", "new goodbye"]),
+    relay=st.booleans(),
+    data=st.lists(frames(), min_size=1, max_size=8),
+)
+@settings(max_examples=400, deadline=None)
+def test_whatever_comes_is_an_event_or_the_end(dialled: bool, start: str, relay: bool, data: list[bytes]) -> None:
+    session = Session(intro("me"), dialled=dialled, now=NOW) if "new" in start else opened(dialled=dialled, relay=relay)
+    if "goodbye" in start:
+        session.goodbye()
+    closed = False
+    for bytes_ in data:
+        events = session.receive(bytes_, NOW)
+        assert not (closed and events)
+        for event in events:
+            if isinstance(event, Opened):
+                if not dialled:
+                    session.welcome(intro("me"))
+            elif isinstance(event, Received):
+                message = event.message
+                assert message.hops[-1].exchange == session.peer.exchange  # type: ignore[union-attr]
+                assert message.id.startswith(message.from_ + ".")
+                message.hop_trace = message.hop_trace.at("me", NOW)
+                other = opened(dialled=True)
+                other.send(message)
+                assert said(other)
+        closed = closed or session.phase is Phase.CLOSED
+        for sent in out(session):
+            wire.decode(sent, NOW)
+        closed = session.phase is Phase.CLOSED
+
+
+def test_the_hop_of_a_simple_peer_is_from_its_timestamp() -> None:
+    (event,) = opened().receive(batch(packed(timestamp_us=5_000_000)), NOW)
+    assert isinstance(event, Received)
+    assert event.message.hops == (Hop("you", 5.0),)
