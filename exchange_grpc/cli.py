@@ -13,7 +13,7 @@ import signal
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn, TypeVar
 
 # gRPC's own lines on stderr would stand beside ours. It reads this when it is imported: hence before.
@@ -368,37 +368,31 @@ def trace(id: str, url: str, as_json: bool) -> None:
     It is a tree from the root to the leaves. ID is what send, publish and observe print. Exchanges
     remember their newest messages; those that the messages have passed are asked as well.
     """
-    answer, parsed = run(_trace(url, id))
+    known = run(_trace(url, id))
     if as_json:
-        emit(answer)
+        emit(tree.said(known))
     else:
-        click.echo("\n".join(tree.draw(parsed, id)))
+        click.echo("\n".join(tree.draw(known, id)))
 
 
-async def _trace(url: str, id: str) -> tuple[dict[str, Any], service_pb2.TraceResponse]:
+async def _trace(url: str, id: str) -> service_pb2.TraceResponse:
     async with linked(url) as (_, peer):
-        answer = await peer.request("exchange.trace", {"id": id}, to=peer.id)
-        parsed = tree.read(answer, peer.id)
+        known = tree.read(await peer.request("exchange.trace", {"id": id}, to=peer.id), peer.id)
 
-        async def ask(exchange: str) -> dict[str, Any]:
-            try:
-                more = await peer.request("exchange.trace", {"id": parsed.root}, to=exchange, timeout=ASK_SECONDS)
-                tree.read(more, exchange)
-                return dict(more)
-            except ExchangeError:  # it is gone, or has forgotten: then what the others know has to do
-                return {}
+        async def ask(exchange: str) -> None:
+            with suppress(ExchangeError):  # it is gone, or has forgotten: then what the others know has to do
+                answer = await peer.request("exchange.trace", {"id": known.root}, to=exchange, timeout=ASK_SECONDS)
+                tree.merge(known, tree.read(answer, exchange))
 
         asked = {peer.id}
         # What one tells may name others. Commands like this one are over by now.
-        while others := {name for name in tree.passed(parsed) - asked if not name.startswith(CLIENT)}:
+        while others := {name for name in tree.passed(known) - asked if not name.startswith(CLIENT)}:
             others = set(sorted(others)[: ASKED - len(asked)])
-            asked |= others
-            for more in await asyncio.gather(*map(ask, others)):
-                answer = tree.merged(answer, more)
-            parsed = tree.read(answer, peer.id)
-            if len(asked) >= ASKED:
+            if not others:
                 break
-        return answer, parsed
+            asked |= others
+            await asyncio.gather(*map(ask, others))
+        return known
 
 
 @main.command()

@@ -164,8 +164,9 @@ class Graph:
         self.again = False  # a node was given a value twice: it may have come back to its first
         self.visits = 0
         self.run: Callable[[Node], None] = self.compute
-        self.chain: list[Node] = []  # RUNNING nodes, each reading the next
-        self.trail: list[str] = []  # what they have read so far, one run behind the other
+        self.chain: list[Node] = []  # nodes that run or wait, each for the next
+        self.depth = 0  # of `settle` within runs
+        self.trail: list[str] = []  # what unfinished runs have read so far, one behind the other
         self.reader = _reader(self)
         self.wanted: Node | None = None  # what an abandoned run has to read
         self.fault: BaseException | None = None  # what fails this transaction, also where a function catches it
@@ -238,11 +239,13 @@ class Graph:
         try:
             for node in order:
                 if node.mark == STALE:
+                    self.chain.append(node)
                     run(node)
+                    self.chain.pop()
                 elif node.mark == PENDING:
                     self.settle(node)
         except BaseException:
-            self.unwind(0, 0)
+            self.unwind(0, 0, 0)
             raise
         finally:
             computing.reset(token)
@@ -257,9 +260,7 @@ class Graph:
     def compute(self, node: Node) -> None:
         """Run one function and take its value; or return with `wanted` set, the node still RUNNING."""
         mark = len(self.trail)
-        if node.mark != RUNNING:
-            node.mark = RUNNING
-            self.chain.append(node)
+        node.mark = RUNNING
         value = None
         try:
             value = node.fn(self.reader)  # type: ignore[misc]  # only computed nodes are ever marked
@@ -274,7 +275,6 @@ class Graph:
             if self.fault is None or self.wanted is not None:
                 return
             raise self.fault  # also where the function caught it: the transaction fails all the same
-        self.chain.pop()
         node.mark = CLEAN
         if reads != node.reads:
             self.rewire(node, list(dict.fromkeys(reads)))
@@ -322,42 +322,50 @@ class Graph:
             if "check circle" in self.kernel.immediate:
                 self.kernel.sig("check circle", node.name)
             return
-        if len(chain) >= DEPTH_LIMIT:
+        if self.depth >= DEPTH_LIMIT:
             self.wanted = node
             raise _Restart
-        depth, mark = len(chain), len(self.trail)
-        stack = [(node, iter(node.reads))]
+        depth, length, mark = self.depth, len(chain), len(self.trail)
+        self.depth += 1
+        unread = [iter(node.reads)]
+        chain.append(node)
         try:
-            while stack:
-                top, unasked = stack[-1]
+            while unread:
+                top = chain[-1]
                 if top.mark == CLEAN:
-                    stack.pop()
+                    chain.pop()
+                    unread.pop()
                 elif top.mark == PENDING:
                     top.visit = 0  # on the stack
-                    for name in unasked:
+                    for name in unread[-1]:
                         dependency = nodes[name]
                         if dependency.mark == RUNNING or (dependency.mark == PENDING and not dependency.visit):
                             top.mark = STALE  # it would read what waits for it: let it try, or take another way
                             break
                         if dependency.mark:
-                            stack.append((dependency, iter(dependency.reads)))
+                            chain.append(dependency)
+                            unread.append(iter(dependency.reads))
                             break
                     else:
                         top.mark = CLEAN
                 else:
                     self.run(top)
                     if self.wanted is not None:
-                        stack.append((self.wanted, iter(self.wanted.reads)))
+                        chain.append(self.wanted)
+                        unread.append(iter(self.wanted.reads))
                         self.wanted = None
         except BaseException:
-            self.unwind(depth, mark)
+            self.unwind(depth, length, mark)
             raise
+        self.depth = depth
 
-    def unwind(self, depth: int, mark: int) -> None:
-        """After an error: the nodes that ran or waited must run again."""
-        for node in self.chain[depth:]:
-            node.mark = STALE
-        del self.chain[depth:], self.trail[mark:]
+    def unwind(self, depth: int, length: int, mark: int) -> None:
+        """After an error: what ran, or waited in the middle of a run, must run again."""
+        for node in self.chain[length:]:
+            if node.mark == RUNNING:
+                node.mark = STALE
+        del self.chain[length:], self.trail[mark:]
+        self.depth = depth
         self.wanted = self.due = None
         if not self.chain:
             self.fault = None

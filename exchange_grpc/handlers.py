@@ -102,7 +102,8 @@ def _arity(function: Function, most: int) -> int:
     needed = sum(p.default is p.empty for p in positional)
     if needed > most or any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
         raise TypeError(f"{function!r} is called with at most {most} arguments")
-    return min(len(positional), most)
+    # A parameter with a default keeps it: `def f(msg, name=name)` is how functions are made in a loop.
+    return max(needed, min(1, len(positional)))
 
 
 class Handlers:

@@ -135,7 +135,8 @@ class _Store(Graph):
         """Raise CircularDependency when the name is being computed now: to read it would close a circle."""
         names = [node.name for node in self.chain]
         if value in names:
-            self.fault = CircularDependency([*names[names.index(value) :], value])
+            start = len(names) - 1 - names[::-1].index(value)
+            self.fault = CircularDependency([*names[start:], value])
             raise self.fault
 
     # -- reading and setting from outside ----------------------------------------------------------
@@ -413,7 +414,9 @@ class State:
         now: Callable[[], float] | None = None,
         tasks: Tasks | None = None,
     ) -> None:
-        store = _Store(values, Kernel() if kernel is None else kernel, cause or (lambda: None), now or (lambda: 0.0), tasks)
+        store = _Store(
+            values, Kernel() if kernel is None else kernel, cause or (lambda: None), now or (lambda: 0.0), tasks
+        )
         object.__setattr__(self, "_store", store)
 
     def __getattr__(self, name: str) -> Any:

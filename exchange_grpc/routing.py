@@ -339,8 +339,7 @@ class Router:
             reason = "nobody waits for it, or not from there"
             self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=reason)
             return
-        error = message.error
-        if error is not None and error.reason in _NOBODY and entry.message is not None and link is not HERE:
+        if link is not HERE and entry.message is not None and _astray(message.error, link):
             self._discovery.forget(self._target(entry.message), link)
             request, entry.message, entry.again = entry.message, None, True
             self.links[link].out.discard(entry.id)
@@ -392,7 +391,7 @@ class Router:
             self._transmit_quietly(entry.out, cancel)
 
     def _outcome(self, message: Message, link: str | None, now: float) -> None:
-        if message.error is not None and message.error.reason in _NOBODY and link is not HERE:
+        if link is not HERE and _astray(message.error, link):
             self._discovery.forget(Target("name", message.name), link)
         if message.to == self.me:
             if link is not HERE:
@@ -758,6 +757,14 @@ def _unvisited(links: Iterable[str], message: Message) -> tuple[str, ...]:
 def _came_by(message: Message) -> str | None:
     """The link by which a message got here: the hop before ours."""
     return message.hops[-2].exchange if len(message.hops) > 1 else HERE
+
+
+def _astray(error: RequestError | None, link: str) -> bool:
+    """The very peer from which we had the way says that it leads nowhere.
+
+    Only its neighbour asks again: were everybody on the way to, each hop would double the attempts.
+    """
+    return error is not None and error.reason in _NOBODY and error.at == link
 
 
 def _loop(me: str, message: Message) -> RequestError:

@@ -6,14 +6,13 @@ claimed by others, so it may be incomplete or go in a circle: every message is d
 Times count from the first message, by the clock of whoever saw them.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
 import click
-from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from exchange.v1 import message_pb2, service_pb2
 
@@ -38,9 +37,20 @@ def word(enum: Any, number: int) -> str:
 def read(answer: Any, exchange: str) -> service_pb2.TraceResponse:
     """What `exchange` answered to `exchange.trace`. Raises ExchangeError if that is no trace."""
     try:
-        return ParseDict(answer, service_pb2.TraceResponse(), ignore_unknown_fields=True)
+        if isinstance(answer, dict):
+            return ParseDict(answer, service_pb2.TraceResponse(), ignore_unknown_fields=True)
     except (ParseError, AttributeError, TypeError, ValueError):
-        raise ExchangeError(f"the answer of {exchange} is no trace") from None
+        pass
+    raise ExchangeError(f"the answer of {exchange} is no trace")
+
+
+def said(trace: service_pb2.TraceResponse) -> dict[str, Any]:
+    """The opposite of `read`: plain JSON, with times as numbers."""
+    answer = MessageToDict(trace, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    for span in answer["spans"]:
+        for moment in (*span["hops"], *span["events"]):
+            moment.update({key: int(moment[key]) for key in ("at_us", "duration_us") if key in moment})
+    return answer
 
 
 def passed(trace: service_pb2.TraceResponse) -> set[str]:
@@ -52,16 +62,22 @@ def passed(trace: service_pb2.TraceResponse) -> set[str]:
     return found - {""}
 
 
-def merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
-    """Two answers in one: of each message the longest way, and what happened to it anywhere, in order of time."""
-    spans: dict[str, dict[str, Any]] = {}
-    for span in itertools.chain(one.get("spans", ()), two.get("spans", ())):
-        known = spans.setdefault(span["id"], span)
-        if known is not span:
-            way = max(known.get("hops", []), span.get("hops", []), key=len)
-            events = sorted([*known.get("events", ()), *span.get("events", ())], key=lambda e: int(e.get("at_us", 0)))
-            spans[span["id"]] = {**known, "hops": way, "events": events}
-    return {**one, "spans": list(spans.values()), "cut": bool(one.get("cut") or two.get("cut"))}
+def merge(trace: service_pb2.TraceResponse, other: service_pb2.TraceResponse) -> None:
+    """Add to `trace` what another exchange knows of the same: longer ways, and what happened there."""
+    if other.root != trace.root:
+        return
+    spans = {span.id: span for span in trace.spans}
+    for span in other.spans:
+        known = spans.get(span.id)
+        if known is None:
+            trace.spans.append(span)
+            continue
+        if len(span.hops) > len(known.hops):
+            del known.hops[:]
+            known.hops.extend(span.hops)
+        known.events.extend(span.events)
+        known.events.sort(key=lambda event: event.at_us)
+    trace.cut = trace.cut or other.cut
 
 
 def draw(trace: service_pb2.TraceResponse, asked: str = "") -> Iterator[str]:
