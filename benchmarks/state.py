@@ -13,7 +13,7 @@ from functools import partial
 from statistics import geometric_mean
 from typing import Any, Protocol
 
-import reaktiv
+import reaktiv  # type: ignore[import-untyped]  # it brings no types
 
 from benchmarks.measure import by_turns, versions
 from exchange_grpc import State

@@ -36,7 +36,7 @@ from .frames import PROTOCOL, Answer, Interest, Introduction, Query
 from .handlers import Ending, Handlers, Invocation, current
 from .kernel import Kernel
 from .ledger import Ledger
-from .limits import MESSAGE_SECONDS, REQUEST_SECONDS, STOP_SECONDS
+from .limits import MESSAGE_BYTES, MESSAGE_SECONDS, REQUEST_SECONDS, STOP_SECONDS
 from .message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
 from .patterns import RESERVED, check_id, check_name, is_pattern, shown
 from .peer import Event, Opened, Received, Rejected, Session
@@ -46,7 +46,7 @@ from .transports import Listener, Transport, scheme_of
 from .transports.link import Link
 from .transports.local import LocalTransport
 from .version import AGENT
-from .wire import check_headers
+from .wire import check_headers, pack
 
 F = TypeVar("F", bound=Callable[..., Any])
 Remove = Callable[[], None]
@@ -301,11 +301,14 @@ class Exchange:
             check_id(to)
         payload, content_type = encode_value(value)
         invocation = current.get()
-        return self._origin.make(
+        message = self._origin.make(
             kind, name, Context() if invocation is None else invocation.context, self._now(),
             to=to, payload=payload, content_type=content_type, seconds=seconds,
             headers=check_headers(dict(headers)) if headers else NO_HEADERS,
         )  # fmt: skip
+        if len(payload) > MESSAGE_BYTES // 2:  # a smaller one has room enough for all the rest
+            pack(message)  # which refuses what is too large, here and not at each link
+        return message
 
     async def _emit(self, message: Message, via: str | None = None) -> None:
         """Route a send, a publication or a broadcast; returns when it has left and there is room for more."""

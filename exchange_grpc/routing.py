@@ -469,6 +469,7 @@ class Router:
             to=request.from_, reply_to=request.id, last=True, error=error,
         )  # fmt: skip
         self._ledger.note(reply)
+        self._sig("observed", (Seen.EMITTED, reply))
         if link is HERE:
             self._sig("resolve", (request.id, reply))
         else:
@@ -513,6 +514,7 @@ class Router:
             to=message.from_, reply_to=message.id, outcome=outcome, error=error,
         )  # fmt: skip
         self._ledger.note(report)
+        self._sig("observed", (Seen.EMITTED, report))
         self._transmit_quietly(link, report)
 
     # ---------------------------------------------------------------------------------------- open requests

@@ -108,7 +108,7 @@ def test_run_steps_until_nothing_waits_and_counts(kernel: Kernel) -> None:
 def test_run_stops_at_its_limit_with_the_rest_still_queued(kernel: Kernel) -> None:
     kernel.delayed["forever"] = lambda value, sig, state: sig("forever", value + 1)
     kernel.sig("forever", 0)
-    with pytest.raises(Overrun, match="101 signals .* 1 still wait"):
+    with pytest.raises(Overrun, match=r"101 signals .* 1 still wait"):
         kernel.run(limit=100)
     assert kernel.waiting == 1
     assert kernel.step() == 1

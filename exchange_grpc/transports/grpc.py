@@ -47,6 +47,10 @@ _UNIX_PATH_BYTES = 107  # sizeof sockaddr_un.sun_path, less the zero at its end
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(?P<port>[0-9]{1,5})")
 
 
+# What a call raises that is over: which of them depends on the moment.
+_BROKEN = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+
+
 def target_of(url: str) -> str:
     """What gRPC calls the address in `url`. Raises AddressError."""
     if url.startswith("unix:"):
@@ -79,7 +83,7 @@ class _Stream:
             raise LinkError("the connection was closed")
         try:
             await self._call.write(frame)
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+        except _BROKEN as error:
             raise LinkError(f"the peer cannot be written to: {_said(error)}") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -92,7 +96,7 @@ class _Stream:
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:
                 await self._receive(frame)
-        except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+        except _BROKEN as error:
             self._end(LinkError(f"the connection was lost: {_said(error)}"))
         else:
             self._ended()
