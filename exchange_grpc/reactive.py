@@ -394,8 +394,8 @@ class State:
     old value (None at first) until the result arrives and commits in a transaction of its own, with the
     cause of the one that started it. A result is dropped once something that its run has read changes,
     before an await or after one; the run itself is left to end. If it raises, its old value stands, the
-    error is logged, and `settled` raises it. Reads and sets in its task are known as its own; in other
-    tasks or threads that it starts they are not.
+    error is logged, and `settled` raises it. Reads and sets in its task, and in tasks that it starts, are
+    known as its own as long as its result is awaited.
 
     `kernel` gets the handlers `set`, `get`, `run` and `check circle`. `cause` is asked once per transaction,
     `now` for the time of those that are listened to. Raises what the first run of a computed function

@@ -576,6 +576,25 @@ def test_an_exception_while_recomputing_changes_nothing(runs: Runs) -> None:
     assert (s.first, s.path, s.broken, s.last) == (12, 8, 1.0, (1.0, 8))
 
 
+def test_after_an_exception_nothing_runs_that_need_not(runs: Runs) -> None:
+    s = State(
+        {
+            "a": 1,
+            "b": 1,
+            "broken": lambda s: 1 / s.a,
+            "odd": lambda s: s.b % 2,
+            "both": runs.of("both", lambda s: (s.a, s.odd)),
+        }
+    )
+    with pytest.raises(ZeroDivisionError):
+        s.a = 0
+    runs.since()
+    s.b = 3
+    assert runs.since() == {}
+    s.b = 4
+    assert (s.both, runs.since()) == ((1, 0), {"both": 1})
+
+
 def test_an_exception_cannot_be_caught_by_another_computed_value() -> None:
     def careful(s: Any) -> Any:
         try:
@@ -1370,6 +1389,47 @@ async def test_what_was_read_after_an_await_makes_a_result_out_of_date() -> None
     gates[2].set()
     await s.settled()
     assert (s.fetched, seen, sorted(results)) == (2, [None, 2], [1, 2])
+
+
+async def test_what_a_superseded_run_still_reads_is_no_dependency() -> None:
+    gates = Gates()
+
+    async def fetch(s: Any) -> Any:
+        value = s.a
+        await gates[value].wait()
+        return s.b if value == 1 else 0
+
+    s = State({"a": 1, "b": 1, "fetched": fetch})
+    await turn()
+    s.a = 2
+    await turn()
+    gates[1].set()
+    await turn()
+    assert s.dependencies("fetched") == {"a"}
+    gates[2].set()
+    await s.settled()
+    assert (s.fetched, s.dependencies("fetched")) == (0, {"a"})
+
+
+async def test_reads_and_sets_in_a_task_that_an_async_function_starts_are_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def part(s: Any, name: str) -> int:
+        await asyncio.sleep(0)
+        if s.a == 5:
+            s.a = 6
+        return int(s[name])
+
+    async def fetch(s: Any) -> int:
+        return sum(await asyncio.gather(part(s, "a"), part(s, "b")))
+
+    s = State({"a": 1, "b": 2, "fetched": fetch})
+    await s.settled()
+    assert (s.fetched, s.dependencies("fetched")) == (3, {"a", "b"})
+    s.a = 5
+    with pytest.raises(SideEffect, match="'fetched'"):
+        await s.settled()
+    assert s.a == 5
 
 
 async def test_a_read_through_the_closed_over_state_in_a_task_counts_too() -> None:

@@ -162,9 +162,13 @@ class _Accepted(_Stream):
 
     async def disconnect(self) -> None:
         """See `Transport`. The call ends when its handler returns."""
-        if self._reader is not None and self._reader is not asyncio.current_task():
-            self._reader.cancel()
-            await asyncio.wait({self._reader})
+        reader = self._reader
+        if reader is not None and reader is not asyncio.current_task():
+            # Let the caller hear what was said last: gRPC fails a write to a call that has ended, and with it
+            # the reads that were due. He has this long to say no more; what he still says is not looked at.
+            await asyncio.wait({reader}, timeout=_CLOSE_SECONDS)
+            reader.cancel()
+            await asyncio.wait({reader})
 
     def vanished(self) -> None:
         """gRPC says that the caller is gone."""
