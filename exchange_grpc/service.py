@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
@@ -220,4 +221,18 @@ def add_health_and_reflection(server: grpc.aio.Server, doors: Doors) -> None:
     """The standard services that tools look for."""
     health_pb2_grpc.add_HealthServicer_to_server(doors.health, server)
     names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    reflection.enable_server_reflection(names, server, _Pool())  # type: ignore[arg-type]  # it asks no more of a pool
+
+
+class _Pool:
+    """The default pool of descriptors, in which a method is found as well: its service is looked up for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(descriptor_pool.Default(), name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802  # the name that reflection calls
+        pool = descriptor_pool.Default()
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return pool.FindFileContainingSymbol(symbol.rpartition(".")[0])

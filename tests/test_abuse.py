@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 import pytest
-from exchange.v1 import frame_pb2, message_pb2, service_pb2
 from google.protobuf.struct_pb2 import Value
 
+from exchange.v1 import frame_pb2, message_pb2, service_pb2
 from exchange_grpc import (
     DeadlineExceeded,
     Exchange,

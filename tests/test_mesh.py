@@ -9,6 +9,7 @@ And one hub with two workers, on real messages.
 
 import asyncio
 import collections
+import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -20,7 +21,7 @@ from exchange_grpc import Exchange, Message, Unhandled
 from exchange_grpc.frames import Query
 
 CHAIN = ["e1", "e2", "e3", "e4", "e5", "e6"]
-LINKS = [*zip(CHAIN, CHAIN[1:], strict=False), ("e2", "a"), ("a", "b"), ("b", "e5")]
+LINKS = [*itertools.pairwise(CHAIN), ("e2", "a"), ("a", "b"), ("b", "e5")]
 
 
 class Mesh:

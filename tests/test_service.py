@@ -1,0 +1,352 @@
+"""The doors, from reflection alone, with the tools that people use: grpcurl and buf curl.
+
+And with plain stubs, where a tool cannot say what is needed: slow readers, deadlines, cancelling.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from exchange.v1 import message_pb2, service_pb2, service_pb2_grpc
+from exchange_grpc import Exchange, Message
+
+SERVICE = "exchange.v1.ExchangeService"
+Tool = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Exchange]:
+    async with Exchange("hub", state={"total": 0}) as hub:
+
+        @hub.handle("echo")
+        async def echo(msg: Message) -> Any:
+            return msg.value
+
+        @hub.handle("compute.sum")
+        async def compute_sum(msg: Message) -> Any:
+            return msg.value["a"] + msg.value["b"]
+
+        yield hub
+
+
+@pytest.fixture
+async def address(hub: Exchange) -> str:
+    return (await hub.listen("grpc://127.0.0.1:0")).removeprefix("grpc://")
+
+
+@pytest.fixture
+async def stub(address: str) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield service_pb2_grpc.ExchangeServiceStub(channel)
+
+
+async def run(*command: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.fixture
+def grpcurl(require_tool: Callable[[str], str], address: str) -> Tool:
+    """grpcurl, against the hub: `grpcurl(method, data)`, or other words."""
+    tool = require_tool("grpcurl")
+
+    async def call(verb: str, data: str | None = None, *more: str) -> tuple[int, str, str]:
+        words = [address, verb, *more] if data is None else ["-d", data, address, verb, *more]
+        return await run(tool, "-plaintext", *words)
+
+    return call
+
+
+@pytest.fixture
+def buf_curl(require_tool: Callable[[str], str], address: str) -> Tool:
+    tool = require_tool("buf")
+
+    async def call(method: str, data: str) -> tuple[int, str, str]:
+        url = f"http://{address}/{method}"
+        return await run(tool, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d", data, url)
+
+    return call
+
+
+async def answered(call: Awaitable[tuple[int, str, str]]) -> Any:
+    code, out, err = await call
+    assert code == 0, err
+    return json.loads(out)
+
+
+async def refused(call: Awaitable[tuple[int, str, str]]) -> str:
+    code, _, err = await call
+    assert code != 0
+    assert "Traceback" not in err
+    assert ".py" not in err
+    return err
+
+
+def objects(text: str) -> list[Any]:
+    """The JSON objects that stand one after another."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        found.append(value)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- by tool
+
+
+async def test_list_and_describe(grpcurl: Tool) -> None:
+    _, out, _ = await grpcurl("list")
+    assert out.split() == [SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+    _, out, _ = await grpcurl("list", None, SERVICE)
+    assert len(out.split()) == 11
+    for symbol in (SERVICE, f"{SERVICE}.Request", "exchange.v1.Message", "exchange.v1.Frame", "exchange.v1.Kind"):
+        code, out, err = await grpcurl("describe", None, symbol)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{symbol} is a")
+    assert "not found" in await refused(grpcurl("describe", None, "exchange.v1.Nothing"))
+
+
+async def test_health(grpcurl: Tool) -> None:
+    for service in ("", SERVICE):
+        data = json.dumps({"service": service})
+        assert await answered(grpcurl("grpc.health.v1.Health/Check", data)) == {"status": "SERVING"}
+
+
+@pytest.mark.parametrize("tool", ["grpcurl", "buf_curl"])
+async def test_a_request_is_asked_and_answered_as_value(tool: str, grpcurl: Tool, buf_curl: Tool) -> None:
+    call = {"grpcurl": grpcurl, "buf_curl": buf_curl}[tool]
+    data = '{"message": {"name": "compute.sum", "value": {"a": 5, "b": 3}}}'
+    answer = (await answered(call(f"{SERVICE}/Request", data)))["message"]
+    assert (answer["value"], answer["kind"], answer["last"]) == (8, "KIND_REPLY", True)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, "text", 0.5, [], {}, [1, [2, {"three": None}]], 2**53, -(2**53), 2**53 - 1]
+)
+async def test_a_value_comes_back_as_it_went(grpcurl: Tool, value: Any) -> None:
+    data = json.dumps({"message": {"name": "echo", "value": value}})
+    answer = (await answered(grpcurl(f"{SERVICE}/Request", data)))["message"]
+    assert answer.get("value") == value
+
+
+@pytest.mark.parametrize("value", ["9007199254740994", "-9007199254740994", "1e300"])
+async def test_a_number_that_value_cannot_tell_is_refused(grpcurl: Tool, value: str) -> None:
+    err = await refused(grpcurl(f"{SERVICE}/Request", f'{{"message": {{"name": "echo", "value": {value}}}}}'))
+    assert "InvalidArgument" in err
+    assert "beyond 2^53" in err
+    assert "INVALID_MESSAGE" in err
+
+
+async def test_an_answer_that_value_cannot_say_is_refused_too(grpcurl: Tool, hub: Exchange) -> None:
+    hub.handle("large", lambda: 2**53 + 1)
+    err = await refused(grpcurl(f"{SERVICE}/Request", '{"message": {"name": "large"}}'))
+    assert "OutOfRange" in err
+    assert "beyond 2^53" in err
+    assert await hub.request("large") == 2**53 + 1
+
+
+async def test_send_publish_and_trace(grpcurl: Tool, hub: Exchange) -> None:
+    got: asyncio.Queue[Message] = asyncio.Queue()
+    hub.on("order.placed", got.put)
+    hub.subscribe("news.*", got.put)
+    sent = await answered(grpcurl(f"{SERVICE}/Send", '{"message": {"name": "order.placed", "value": {"n": 1}}}'))
+    msg = await asyncio.wait_for(got.get(), 5)
+    assert (msg.id, msg.value) == (sent["id"], {"n": 1})
+    published = await answered(grpcurl(f"{SERVICE}/Publish", '{"message": {"name": "news.today", "value": "rain"}}'))
+    msg = await asyncio.wait_for(got.get(), 5)
+    assert (msg.id, msg.value) == (published["id"], "rain")
+
+    trace = await answered(grpcurl(f"{SERVICE}/Trace", json.dumps({"id": sent["id"]})))
+    assert trace["root"] == sent["id"]
+    (span,) = trace["spans"]
+    assert (span["name"], span["from"]) == ("order.placed", "hub")
+    assert span["events"][0]["outcome"] == "OUTCOME_HANDLED"
+    assert "NotFound" in await refused(grpcurl(f"{SERVICE}/Trace", '{"id": "nobody.1.1"}'))
+
+
+async def test_nobody_handles_it(grpcurl: Tool) -> None:
+    for door in ("Send", "Request"):
+        err = await refused(grpcurl(f"{SERVICE}/{door}", '{"message": {"name": "nobody.home"}}'))
+        assert "Unimplemented" in err
+        assert "nobody handles nobody.home within reach of hub" in err
+        assert "UNHANDLED" in err
+
+
+@pytest.mark.parametrize("door", ["Why", "GetState", "SetState", "WatchState", "Describe"])
+async def test_doors_that_come_later_say_so(grpcurl: Tool, door: str) -> None:
+    err = await refused(grpcurl(f"{SERVICE}/{door}", "{}"))
+    assert "Unimplemented" in err
+    assert f"{door} comes with a later version" in err
+
+
+async def test_a_conversation_typed_by_hand(grpcurl: Tool) -> None:
+    hello = {"hello": {"exchange": "me"}}
+    message = {"name": "compute.sum", "kind": "KIND_REQUEST", "value": {"a": 5, "b": 3}}
+    code, out, err = await grpcurl(
+        f"{SERVICE}/Peer", f"{json.dumps(hello)} {json.dumps({'batch': {'messages': [message]}})}"
+    )
+    assert (code, err) == (0, "")
+    welcome, batch, goodbye = objects(out)
+    assert welcome["welcome"]["exchange"] == "hub"
+    (reply,) = batch["batch"]["messages"]
+    assert (reply["value"], reply["to"], reply["kind"]) == (8, "me", "KIND_REPLY")
+    assert reply["reply_to"] == "me.0.1"
+    assert "goodbye" in goodbye
+
+
+async def test_observe_by_tool(grpcurl: Tool, require_tool: Callable[[str], str], address: str, hub: Exchange) -> None:
+    process = await asyncio.create_subprocess_exec(
+        require_tool("grpcurl"), "-plaintext", "-d", '{"pattern": "echo", "as_value": true}',
+        address, f"{SERVICE}/Observe", stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    text = ""
+    async with asyncio.timeout(15):
+        while not hub._handlers.observing:
+            await asyncio.sleep(0.01)
+        await hub.request("echo", {"seen": True})
+        while len(found := objects_so_far(text)) < 2:
+            text += (await process.stdout.readline()).decode()
+        process.terminate()
+        await process.wait()
+    assert [(seen["seen"], seen["message"]["kind"]) for seen in found] == [
+        ("SEEN_EMITTED", "KIND_REQUEST"),
+        ("SEEN_EMITTED", "KIND_REPLY"),
+    ]
+    assert found[0]["message"]["value"] == {"seen": True}
+
+
+def objects_so_far(text: str) -> list[Any]:
+    try:
+        return objects(text)
+    except json.JSONDecodeError:
+        return []
+
+
+# ---------------------------------------------------------------------------------------------------- by stub
+
+
+def asking(name: str, **payload: Any) -> service_pb2.RequestRequest:
+    return service_pb2.RequestRequest(message=message_pb2.Message(name=name, **payload))
+
+
+async def test_who_asks_with_json_is_answered_with_json(stub: Any) -> None:
+    answer = await stub.Request(asking("echo", json=b'{"n": 18446744073709551615}'))
+    assert json.loads(answer.message.json) == {"n": 2**64 - 1}
+    answer = await stub.Request(asking("echo", data=message_pb2.Data(content=b"\xff", content_type="image/png")))
+    assert answer.message.data.content == b"\xff"
+
+
+async def test_what_a_caller_says_of_itself_is_not_looked_at(stub: Any, hub: Exchange) -> None:
+    got: list[Message] = []
+
+    @hub.handle("who")
+    async def who(msg: Message) -> None:
+        got.append(msg)
+
+    message = message_pb2.Message(id="victim.1.1", name="who", headers={"k": "v"})
+    message.trace.hops.add(exchange="victim")
+    setattr(message, "from", "victim")
+    await stub.Request(service_pb2.RequestRequest(message=message))
+    (msg,) = got
+    assert (msg.from_, msg.trace, dict(msg.headers)) == ("hub", ["hub"], {"k": "v"})
+    assert msg.id.startswith("hub.")
+
+
+async def test_a_status_has_its_reason_and_no_internals(stub: Any, hub: Exchange) -> None:
+    @hub.handle("fails")
+    async def fails() -> None:
+        raise RuntimeError("secret")
+
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await stub.Request(asking("fails"))
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert failed.value.details() == "the handler of fails failed"
+    status = rpc_status.from_call(failed.value)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain, info.metadata["at"]) == ("HANDLER_FAILED", "exchange", "hub")
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancel"])
+async def test_a_call_that_ends_cancels_the_handler(stub: Any, hub: Exchange, how: str) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    @hub.handle("hangs")
+    async def hangs() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    call = stub.Request(asking("hangs"), timeout=0.3 if how == "deadline" else None)
+    await asyncio.wait_for(began.wait(), 5)
+    if how == "cancel":
+        call.cancel()
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await call
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_observers_see_the_same_and_a_slow_one_is_told_what_it_missed(stub: Any, hub: Exchange) -> None:
+    fast, slow = (stub.Observe(service_pb2.ObserveRequest(pattern="echo")) for _ in range(2))
+    for call in (fast, slow):
+        await call.initial_metadata()
+    large = "x" * 50_000
+    seen = 0
+    for n in range(1_500):
+        await hub.request("echo", large)
+        for _ in range(2):
+            response = await asyncio.wait_for(fast.read(), 5)
+            seen += 1 + response.missed
+        assert response.missed == 0, n
+    assert seen == 3_000
+    await hub.request("echo", "last")  # of the slow one's queue, if not more, this is missed
+    got, missed = 0, 0
+    async with asyncio.timeout(20):
+        while got + missed < 3_000:
+            response = await slow.read()
+            got += 1
+            missed += response.missed
+            if got % 500 == 0:
+                await hub.request("echo", "more")
+    assert missed > 0
+    for call in (fast, slow):
+        call.cancel()
+
+
+async def test_observe_shows_changes_of_the_state_and_nothing_of_the_system(stub: Any, hub: Exchange) -> None:
+    call = stub.Observe(service_pb2.ObserveRequest(as_value=True))
+    await call.initial_metadata()
+    await hub.request("exchange.peers")
+    hub.state.total = 7
+    response = await asyncio.wait_for(call.read(), 5)
+    assert response.seen == service_pb2.SEEN_SET
+    assert (response.message.name, response.message.value.number_value) == ("total", 7)
+    call.cancel()
+
+
+async def test_streams_end_when_the_exchange_does(stub: Any, hub: Exchange) -> None:
+    call = stub.Observe(service_pb2.ObserveRequest())
+    await call.initial_metadata()
+    async with asyncio.timeout(10):
+        await hub.close()
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_pattern_that_is_none(stub: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="is no pattern") as failed:
+        await stub.Observe(service_pb2.ObserveRequest(pattern="a b")).read()
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
