@@ -47,6 +47,9 @@ from .limits import (
 )
 from .message import Hop, Message
 
+_AROUND = 32  # bytes: a message's time left, its tag and length in the batch; and the frame around a batch
+_LONGEST_US = 2**62  # of time left, far beyond any use: what lives for ever fits the field
+_LAST_SEQ = 2**64 - 1
 VALUE = "value"  # the feature: payloads are wanted as `value`
 
 
@@ -135,13 +138,13 @@ class Session:
             frame = wire.decode(data, now)
         except InvalidMessage as error:
             return self._broken(str(error))
-        if self.phase is Phase.OPENING and (self.peer is None or self.dialled):
-            return self._introduced(frame)
-        return self._understood(frame)
+        return self._introduced(frame) if self.peer is None else self._understood(frame)
 
     def _introduced(self, frame: Frame) -> list[Event]:
         if isinstance(frame, Goodbye):
             return self._end(frame.code, frame.message, by=frame.exchange)
+        if self.phase is Phase.CLOSING:  # we have said goodbye already: who it was does not matter any more
+            return []
         wanted = Welcome if self.dialled else Hello
         if not isinstance(frame, Hello | Welcome) or not isinstance(frame, wanted):
             return self._broken(f"the first frame is a {wanted.__name__}")
@@ -181,6 +184,8 @@ class Session:
         self.as_value = self.as_value or batch.used_value
         if batch.seq:
             self._received = batch.seq - 1
+        if self._received + len(batch.messages) > _LAST_SEQ:
+            return self._broken("the sequence numbers ran over")
         events: list[Event] = []
         for message in batch.messages:
             self._received += 1
@@ -223,6 +228,8 @@ class Session:
         self._subscribes.update(interest.subscribes)
         if len(self._handles) > NAMES_PER_PEER or len(self._subscribes) > NAMES_PER_PEER:
             return self._broken(f"more than {NAMES_PER_PEER} names or patterns are declared")
+        if interest.relay is not None and self.peer is not None:
+            self.peer = replace(self.peer, relay=interest.relay)
         return [interest]
 
     def tick(self, now: float) -> list[Event]:
@@ -254,11 +261,11 @@ class Session:
     def send(self, message: Message) -> None:
         """Queue `message`. Raises QueueFull, and InvalidMessage if it cannot be said to this peer."""
         packed = wire.pack(message, as_value=self.as_value)
-        size = packed.ByteSize()
+        size = packed.ByteSize() + _AROUND
         if len(self._queue) >= LINK_QUEUE_MESSAGES or self._queued_bytes + size > LINK_QUEUE_BYTES:
             raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
-        if self.peer is not None and size > self.peer.message_bytes:
-            raise LimitExceeded(f"{self.peer.exchange} takes messages of at most {self.peer.message_bytes} bytes")
+        if self.peer is not None and size > min(self.peer.message_bytes + _AROUND, self.peer.frame_bytes - _AROUND):
+            raise LimitExceeded(f"the message is larger than {self.peer.exchange} takes")
         self._queued_bytes += size
         self._queue.append((message, packed, size))
 
@@ -313,15 +320,19 @@ class Session:
         expired: list[Message] = []
         if self._queue and self.phase in (Phase.OPEN, Phase.CLOSING):
             batch: list[wire.Packed] = []
+            room = BATCH_BYTES if self.peer is None else min(BATCH_BYTES, self.peer.frame_bytes - _AROUND)
             size = 0
-            while self._queue and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES:
-                message, packed, bytes_ = self._queue.popleft()
+            while self._queue and len(batch) < BATCH_MESSAGES:
+                message, packed, bytes_ = self._queue[0]
+                if batch and size + bytes_ > room:
+                    break
+                self._queue.popleft()
                 self._queued_bytes -= bytes_
                 left = message.deadline - now
                 if left <= 0:
                     expired.append(message)
                     continue
-                packed.ttl_us = max(1, int(left * 1e6))
+                packed.ttl_us = max(1, int(min(left * 1e6, _LONGEST_US)))
                 size += bytes_
                 self._sent += 1
                 self._sent_ids.append((self._sent, message.id))

@@ -444,6 +444,9 @@ class State:
     def __len__(self) -> int:
         return len(self._store.nodes)
 
+    def __bool__(self) -> bool:
+        return True  # `state or default` must not lose one that has no names yet
+
     def __repr__(self) -> str:
         return f"State({self._store.values})"
 

@@ -89,15 +89,14 @@ async def test_handlers_take_as_many_arguments_as_they_like(world: World) -> Non
             "three": three,
             "rest": lambda *arguments: len(arguments),
             "object": Object(),
-            "partial": functools.partial(pow, 2),
             "default": lambda msg, n=5: [msg.value, callable(n)],
         },
     )
     server.handle("partial.of.two", functools.partial(lambda n, msg: n * msg.value, 3))
     client = world.exchange("client")
     peer = await world.link(client, server)
-    answers = {name: await peer.request(name, 10) for name in sorted(server._handlers._handlers) if "." not in name}
-    assert answers.pop("partial", None) is None
+    names = ("none", "one", "two", "three", "rest", "object", "default")
+    answers = {name: await peer.request(name, 10) for name in names}
     assert answers == {
         "none": "none",
         "one": 10,

@@ -92,7 +92,7 @@ REFUSED = [
     {1, 2},
     Point(),
     Text("a"),
-    datetime.datetime(2026, 1, 1),  # noqa: DTZ001
+    datetime.datetime(2026, 1, 1),
     datetime.date(2026, 1, 1),
     object(),
     "\ud800",

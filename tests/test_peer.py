@@ -245,11 +245,15 @@ def test_a_write_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(7):
         me.send(made())
     frames = said(me)
-    assert [(frame.seq, len(frame.messages)) for frame in frames if isinstance(frame, Batch)] == [(1, 3), (4, 3), (7, 1)]
+    assert [(frame.seq, len(frame.messages)) for frame in frames if isinstance(frame, Batch)] == [
+        (1, 3),
+        (4, 3),
+        (7, 1),
+    ]
     monkeypatch.setattr("exchange_grpc.peer.BATCH_MESSAGES", 1_000)
     monkeypatch.setattr("exchange_grpc.peer.BATCH_BYTES", 1_000)
     for _ in range(4):
-        me.send(made(payload=b"1" * 600))
+        me.send(made(payload=b"1" * 300))
     assert [len(frame.messages) for frame in said(me) if isinstance(frame, Batch)] == [2, 2]
     assert you.peer is not None
 
@@ -577,7 +581,11 @@ def test_names_per_peer(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_questions_and_answers_are_handed_on() -> None:
     me, you = pair()
-    frames = [Query("me.7.q1", NAME, 3), Answer("you.7.q1", Target("exchange", "x"), Found.YES, 2), Answer("", NAME, Found.NO)]
+    frames = [
+        Query("me.7.q1", NAME, 3),
+        Answer("you.7.q1", Target("exchange", "x"), Found.YES, 2),
+        Answer("", NAME, Found.NO),
+    ]
     for frame in frames:
         assert isinstance(frame, Query | Answer)
         assert me.control(frame)

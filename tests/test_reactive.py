@@ -79,6 +79,12 @@ def test_names_iteration_membership_length_snapshot_and_repr() -> None:
     assert repr(s) == "State({'b': 2, 'a': 2})"
 
 
+def test_a_state_without_names_is_a_state() -> None:
+    s = State({})
+    assert s
+    assert (len(s), s.snapshot(), repr(s)) == (0, {}, "State({})")
+
+
 def test_the_functions_argument_reads_like_the_state() -> None:
     seen: list[Any] = []
 

@@ -13,6 +13,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_payload import TEXT, VALUES, nested
 
 from exchange.v1 import frame_pb2, message_pb2
 from exchange_grpc import wire
@@ -57,7 +58,6 @@ from exchange_grpc.limits import (
 )
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin, Outcome
 from exchange_grpc.payload import BINARY, JSON, decode_json, encode_json
-from test_payload import TEXT, VALUES, nested
 
 NOW, WALL = 100.0, 1_700_000_000.0
 NAMES = st.lists(st.text("abc-_ß日", min_size=1, max_size=5), min_size=1, max_size=4).map(".".join)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from exchange_grpc import Exchange, Peer
@@ -37,7 +38,7 @@ class World:
 
     async def chain(self, *exchanges: Exchange) -> None:
         """Each dials the one after it."""
-        for one, other in zip(exchanges, exchanges[1:], strict=False):
+        for one, other in pairwise(exchanges):
             await self.link(one, other)
 
     async def close(self) -> None:
@@ -53,11 +54,12 @@ async def world_of(transport: str) -> AsyncIterator[World]:
         yield world
     finally:
         await world.close()
-    left: set[asyncio.Task[Any]] = set()
+    left: set[Any] = set()
 
     def nothing_left() -> bool:
         nonlocal left
-        left = {task for task in asyncio.all_tasks() - before if "AioServer" not in repr(task)}  # gRPC's own
+        left = asyncio.all_tasks() - before - {asyncio.current_task()}
+        left = {task for task in left if "AioServer" not in repr(task)}  # gRPC's own
         return not left
 
     try:
