@@ -7,12 +7,13 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     errors, kernel, limits      the error tree; the signal kernel; every bound
     patterns, payload           names and what fits them; Python values <-> JSON
     message, frames             what travels; what two peers say
-    wire                        both <-> bytes
-    reactive, ledger            state; what happened and because of what
-    peer, routing               one link's session; who takes a message
+    wire, ledger                both <-> bytes; what happened and because of what
+    graph, reactive, tasks      state: the algorithm, transactions, asyncio and the clock
+    peer, discovery, routing    one link's session; the way to what is far; who takes a message
     handlers, transports        what runs; what carries
+    service                     gRPC doors for callers who are no exchange
     exchange                    all of it together, and the only loop
-    service, cli                gRPC doors; the command line
+    cli                         the command line, with demo, tree, console and doctor
 """
 
 from .errors import (

@@ -1,5 +1,6 @@
 """Message, Trace and Context: where a message has been, and because of what."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -136,7 +137,7 @@ def test_causes_alone_never_outgrow_the_trace() -> None:
 @given(st.lists(st.sampled_from("abc"), max_size=20))
 def test_merged(names: list[str]) -> None:
     result = merged(names)
-    assert all(a != b for a, b in zip(result, result[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(result))
     assert set(result) == set(names)
     assert merged(result) == result
 

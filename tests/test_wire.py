@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -601,10 +602,8 @@ def test_an_answer_that_does_not_say_what_was_found_is_incomplete() -> None:
 
 @given(st.binary(max_size=300))
 def test_garbage_is_a_frame_or_refused(data: bytes) -> None:
-    try:
+    with suppress(InvalidMessage):
         wire.decode(data, NOW)
-    except InvalidMessage:
-        pass
 
 
 MESSAGE = packed(
