@@ -36,7 +36,7 @@ from .frames import PROTOCOL, Answer, Interest, Introduction, Query
 from .handlers import Ending, Handlers, Invocation, current
 from .kernel import Kernel
 from .ledger import Ledger
-from .limits import MESSAGE_BYTES, MESSAGE_SECONDS, REQUEST_SECONDS, STOP_SECONDS
+from .limits import LINKS, MESSAGE_BYTES, MESSAGE_SECONDS, REQUEST_SECONDS, STOP_SECONDS
 from .message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
 from .patterns import RESERVED, check_id, check_name, is_pattern, shown
 from .peer import Event, Opened, Received, Rejected, Session
@@ -541,6 +541,8 @@ class Exchange:
         """See `transports.Host`."""
         self._enter()
         link = self._link(transport, dialled=False)
+        if len(self._open_links) >= LINKS:
+            link.session.goodbye(Code.RESOURCE_EXHAUSTED, f"{self.id} has {LINKS} links already")
         self._open_links.add(link)
         link.start()
         await link.over.wait()

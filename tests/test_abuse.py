@@ -22,6 +22,7 @@ from exchange_grpc import (
     HandlerFailed,
     InvalidMessage,
     LimitExceeded,
+    LinkError,
     Refused,
     RequestError,
 )
@@ -313,3 +314,12 @@ async def test_a_client_that_vanishes_leaves_nothing(hub: tuple[Exchange, str]) 
     async with asyncio.timeout(5):
         while len(asyncio.all_tasks()) > before:
             await asyncio.sleep(0.01)
+
+
+async def test_a_link_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.exchange.LINKS", 1)
+    async with Exchange("hub") as hub, Exchange("one") as one, Exchange("two") as two:
+        await one.connect(hub)
+        with pytest.raises(LinkError, match="hub has 1 links already"):
+            await two.connect(hub)
+        assert [peer.id for peer in hub.peers] == ["one"]

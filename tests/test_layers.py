@@ -1,12 +1,13 @@
 """The layers are real: behaviour goes with its handler, imports go one way, and the core knows no world."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 import exchange_grpc
-from exchange_grpc import Exchange, ExchangeError, State, StateError
+from exchange_grpc import Exchange, ExchangeError, State, StateError, limits
 
 PACKAGE = Path(exchange_grpc.__file__).parent
 
@@ -150,3 +151,9 @@ async def test_a_remote_message_named_like_a_signal_touches_nothing(name: str) -
         assert dict(two.state) == before
         assert seen == []
         assert [p.id for p in two.peers] == ["one"]
+
+
+def test_the_page_of_limits_has_every_limit_and_its_number() -> None:
+    page = (PACKAGE.parent / "docs" / "limits.md").read_text()
+    shown = {name: float(value) for name, value in re.findall(r"^\| `([A-Z_]+)` \| ([0-9.]+) \|", page, re.MULTILINE)}
+    assert shown == {name: value for name, value in vars(limits).items() if name.isupper()}

@@ -236,6 +236,7 @@ async def test_the_other_end_is_told_that_it_is_over_once(pairs: Pairs) -> None:
 
 
 async def test_a_peer_that_vanishes_is_noticed_once(pairs: Pairs) -> None:
+    pairs.host.keeps_half = True
     near, far = await pairs.pair()
     await near.transport.send(b"one")
     await far.take(1)
@@ -306,7 +307,7 @@ async def test_a_disconnect_from_within_receive_ends_it(pairs: Pairs) -> None:
     near.transport.on_receive(leave, near.end)
     await far.transport.send(b"go away")
     await asyncio.wait_for(done.wait(), SOON)
-    await asyncio.wait_for(far.gone.wait(), SOON)
+    await asyncio.wait_for(far.ended.wait(), SOON)
 
 
 async def test_disconnecting_leaves_no_task_and_no_descriptor(pairs: Pairs) -> None:
