@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 from .limits import LEDGER_EVENTS, LEDGER_MESSAGES
-from .message import Message, Outcome, microseconds
+from .message import Message, Outcome, Trace, microseconds
 from .patterns import RESERVED
 
 _REASON = 200  # characters kept of a reason: a peer may have written it
@@ -32,6 +32,15 @@ class Span:
         self.reply_to = message.reply_to
         self.root = message.root
         self.events: list[tuple[float, Outcome, str, float, str]] = []  # at, outcome, by, seconds, reason
+
+    def was(self, outcome: Outcome, by: str) -> bool:
+        """Whether this became of it, and by whom."""
+        return any(event[1] is outcome and event[2] == by for event in self.events)
+
+    def header(self) -> Message:
+        """The message without what it carried."""
+        trace = Trace(self.hops, self.causes, self.root)
+        return Message(self.id, self.name, self.kind, self.from_, self.to, hop_trace=trace, reply_to=self.reply_to)
 
 
 class Ledger:
@@ -55,6 +64,10 @@ class Ledger:
         self._families.setdefault(span.root, {})[span.id] = None
         if len(self._spans) > self.capacity:
             self._forget_oldest()
+
+    def find(self, id: str) -> Span | None:
+        """What is known of the message `id`."""
+        return self._spans.get(id)
 
     def record(
         self, id: str, at: float, outcome: Outcome, *, by: str = "", seconds: float = 0.0, reason: str = ""

@@ -212,7 +212,7 @@ class Router:
         self._ledger.note(message)
         if visited:
             self._fail(message, link, now, Outcome.LOOP, _loop(self.me, message))
-        elif len(hops) >= HOPS:
+        elif len(hops) >= HOPS and message.kind not in (Kind.REPLY, Kind.OUTCOME):  # these tell of just that
             text = f"it has made {HOPS} hops"
             error = request_error(Code.OUT_OF_RANGE, text, reason="TOO_MANY_HOPS", at=self.me, delivered=False)
             self._fail(message, link, now, Outcome.DENIED, error)
@@ -293,14 +293,16 @@ class Router:
         entry = self._open.get(message.id) if message.kind is Kind.REQUEST else None
         if entry is not None:
             entry.out = self.me
-        if link is not HERE:
-            self._sig("observed", (Seen.RECEIVED, message))
         try:
-            self._sig("deliver", (message, link))
+            taken = self._sig("deliver", (message, link))
         except LimitExceeded as error:
             self._fail(message, link, now, Outcome.DROPPED, self._full(str(error)))
             return
-        if link is HERE and entry is None:
+        if taken is False:  # those who claim the name listen to other links only
+            self._fail(message, link, now, Outcome.UNHANDLED, self._unhandled(f"{self.me} does not handle it"))
+        elif link is not HERE:
+            self._sig("observed", (Seen.RECEIVED, message))
+        elif entry is None:
             self._sig("dispatched", (message, None))
 
     def _forward(self, message: Message, link: str | None, now: float, to: str, *, learned: bool) -> None:
@@ -490,6 +492,11 @@ class Router:
         if entry is not None and entry.out == link:
             self._close(entry)
             self._answer_error(entry.header(), entry.link, now, error)
+        span = self._ledger.find(id)
+        passed = span is not None and span.was(Outcome.FORWARDED, link) and not span.was(Outcome.DENIED, link)
+        if span is not None and passed and span.kind is Kind.SEND:
+            message = span.header()
+            self._report(message, _came_by(message), now, Outcome.DENIED, error)
         self._ledger.record(id, now + self._origin.wall, Outcome.DENIED, by=link, reason=error.message)
 
     def _failed(self, failure: Failure, sig: Sig, state: Any) -> None:
@@ -535,7 +542,7 @@ class Router:
         """Tell routing the time: what is over ends."""
         for id in self._deadlines.due(now):
             entry = self._open.get(id)
-            if entry is not None:
+            if entry is not None and entry.deadline <= now:
                 self._abandon(entry, now, Outcome.EXPIRED, "its time was over")
                 self._answer_error(entry.header(), entry.link, now, self._too_late())
         self._discovery.tick(now)
@@ -560,9 +567,7 @@ class Router:
         self._no_longer_offers(link, link.handles)
         for pattern in link.subscribes:
             self._interested.discard(pattern, link.id)
-        self._discovery.withdraw(Target("exchange", link.id))
-        self._discovery.lost(link.id, now)
-        for id in list(link.came):
+        for id in list(link.came):  # before its questions end, which would answer what nobody waits for any more
             reason = f"the link to {link.id}, which asked, was lost"
             self._abandon(self._open[id], now, Outcome.CANCELLED, reason)
         for id in list(link.out):
@@ -573,10 +578,14 @@ class Router:
             )
             self._ledger.record(id, now + self._origin.wall, Outcome.DROPPED, by=link.id, reason=error.message)
             self._answer_error(entry.header(), entry.link, now, error)
+        self._discovery.withdraw(Target("exchange", link.id))
+        self._discovery.lost(link.id, now)
         for message in lost.unsent:
+            if message.kind is Kind.REQUEST:  # told above
+                continue
+            error = Unavailable(f"the link to {link.id} was lost", at=self.me, delivered=False)
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=link.id, reason=error.message)
             if message.kind is Kind.SEND:
-                error = Unavailable(f"the link to {link.id} was lost", at=self.me, delivered=False)
-                self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=error.message)
                 self._report(message, _came_by(message), now, Outcome.DROPPED, error)
 
     def _interest(self, change: tuple[str, Interest, float], sig: Sig, state: Any) -> None:
@@ -654,13 +663,13 @@ class Router:
 
     def near(self, target: Target, without: str) -> int | None:
         """See `discovery.Home`."""
-        if target.kind == "exchange":
-            if target.key == self.me:
-                return 0
-            return 1 if target.key in self.links and target.key != without else None
-        if target.key in self.offers:
+        named = target.kind == "name"
+        if target.key in self.offers if named else target.key == self.me:
             return 0
-        return 1 if any(link != without for link in self._offered.get(target.key, ())) else None
+        if not self.relay:
+            return None
+        takers: Iterable[str] = self._offered.get(target.key, ()) if named else self.links.keys() & {target.key}
+        return 1 if any(link != without for link in takers) else None
 
     def say(self, link: str, frame: Query | Answer) -> bool:
         """See `discovery.Home`."""
@@ -668,19 +677,18 @@ class Router:
 
     def resume(self, held: Held, now: float) -> None:
         """See `discovery.Home`."""
+        self.give_up(held, self._target(held.message), now, incomplete=False)
+
+    def give_up(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
+        """See `discovery.Home`: unless somebody has turned up that no answer told of."""
         arrival = self._wanted(held, now)
         if arrival is None:
             return
-        target = self._target(arrival.message)
-        if self._next_to(target, arrival.message) or self._behind(target, arrival.message):
+        message = arrival.message
+        mine = target.kind == "name" and target.key in self.offers
+        if mine or self._next_to(target, message) or self._behind(target, message):
             self._dispatch(arrival)
         else:
-            self._nobody_takes(arrival, target, incomplete=False)
-
-    def give_up(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
-        """See `discovery.Home`."""
-        arrival = self._wanted(held, now)
-        if arrival is not None:
             self._nobody_takes(arrival, target, incomplete=incomplete)
 
     def _wanted(self, held: Held, now: float) -> Arrival | None:

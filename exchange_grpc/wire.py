@@ -349,12 +349,12 @@ def decode(data: bytes, now: float) -> Frame:
             interest.relay if interest.HasField("relay") else None,
         )
     if kind == "query":
-        return Query(_check_question(packed.query.id), _read_target(packed.query), packed.query.ttl)
+        return Query(_check_question(packed.query.id), _read_target(packed.query), min(packed.query.ttl, HOPS))
     if kind == "answer":
         answer = packed.answer
         found = Found(answer.found) if answer.found in (1, 2) else Found.INCOMPLETE
         id = _check_question(answer.id) if answer.id else ""
-        return Answer(id, _read_target(answer), found, answer.cost)
+        return Answer(id, _read_target(answer), found, min(answer.cost, HOPS))  # further than any message goes
     if kind == "reject":
         return Reject(packed.reject.seq, packed.reject.id, read_status(packed.reject.status))
     if kind == "goodbye":

@@ -486,8 +486,8 @@ FRAMES = (
         *[st.lists(strategy, max_size=3).map(tuple) for strategy in (NAMES, PATTERNS, NAMES, PATTERNS)],
         st.none() | st.booleans(),
     )
-    | st.builds(Query, QUESTION_IDS, TARGETS, NUMBERS)
-    | st.builds(Answer, QUESTION_IDS | st.just(""), TARGETS, st.sampled_from(Found), NUMBERS)
+    | st.builds(Query, QUESTION_IDS, TARGETS, st.integers(0, HOPS))
+    | st.builds(Answer, QUESTION_IDS | st.just(""), TARGETS, st.sampled_from(Found), st.integers(0, HOPS))
     | st.builds(Goodbye, st.sampled_from(Code), TEXT, NUMBERS, st.booleans(), IDS | st.just(""))
 )
 
@@ -495,6 +495,14 @@ FRAMES = (
 @given(FRAMES)
 def test_a_frame_comes_back_as_it_was(sent: Any) -> None:
     assert wire.decode(wire.encode(sent), NOW) == sent
+
+
+def test_a_question_and_a_way_are_no_longer_than_a_message_may_go() -> None:
+    query = wire.decode(wire.encode(Query("a.1.q1", Target("name", "n"), 2**32 - 1)), NOW)
+    answer = wire.decode(wire.encode(Answer("a.1.q1", Target("name", "n"), Found.YES, 2**32 - 1)), NOW)
+    assert isinstance(query, Query)
+    assert isinstance(answer, Answer)
+    assert query.ttl == answer.cost == HOPS
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.reason)

@@ -576,7 +576,7 @@ Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
 @_typing.final
 class Ping(_message.Message):
-    """Are you there? Answered by a Pong at once, whatever else waits."""
+    """Are you there? Answered by a Pong at once, whatever else waits. (Not sent so far, and ignored.)"""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -598,7 +598,7 @@ Global___Ping: _TypeAlias = Ping  # noqa: Y015
 
 @_typing.final
 class Pong(_message.Message):
-    """I am."""
+    """I am. (Not sent so far, and ignored.)"""
 
     DESCRIPTOR: _descriptor.Descriptor
 
