@@ -4,15 +4,19 @@
            \\                /
             a ----------- b
 
-And one hub with two workers, on real messages.
+And a hub with two workers, four processes in all, on real messages.
 """
 
 import asyncio
 import collections
 import itertools
+import json
+import shutil
+import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,31 +159,78 @@ async def test_deadlines_shrink_along_the_way(mesh: Mesh) -> None:
     assert 15 < left[0] < 20
 
 
-async def test_real_messages_are_shared_by_two_workers(webhooks: list[tuple[str, Any]]) -> None:
-    handled: dict[str, list[Message]] = {"one": [], "two": []}
-    async with Exchange("hub") as hub, Exchange("one") as one, Exchange("two") as two, Exchange("source") as source:
-        url = await hub.listen("grpc://127.0.0.1:0")
-        for name in {name for name, _ in webhooks}:
-            for worker in (one, two):
+WORKER = """
+import asyncio, json, sys
+from exchange_grpc import Exchange
 
-                async def work(msg: Message, to: list[Message] = handled[worker.id]) -> None:
-                    to.append(msg)
+async def main(id, url, names):
+    async with Exchange(id) as worker:
+        async def work(msg, sig):
+            sig("done", {"by": id, "id": msg.id, "name": msg.name, "value": msg.value})
+        for name in names:
+            worker.handle(name, work)
+        peer = await worker.connect(url)
+        print("ready", flush=True)
+        await peer.wait_closed()
 
-                worker.handle(name, work)
-        for exchange in (one, two, source):
-            await exchange.connect(url)
+asyncio.run(main(sys.argv[1], sys.argv[2], json.load(sys.stdin)))
+"""
 
-        sent: dict[str, tuple[str, Any]] = {}
-        for name, value in webhooks:
-            sent[await source.send(name, value)] = (name, value)
-        for worker in ("one", "two"):  # an answer from there comes after what was sent there
-            await source.request("exchange.peers", to=worker)
 
-        assert {msg.id: (msg.name, msg.value) for msgs in handled.values() for msg in msgs} == sent
-        assert sum(map(len, handled.values())) == len(webhooks) == 200
-        assert all(90 <= len(msgs) <= 110 for msgs in handled.values())
-        for id in sent:
-            trace = await source.request("exchange.trace", {"id": id}, to="hub")
-            (span,) = trace["spans"]
-            assert [hop["exchange"] for hop in span["hops"]] == ["source", "hub"]
-            assert [event["outcome"] for event in span["events"]] == ["OUTCOME_FORWARDED"]
+@asynccontextmanager
+async def process(*command: str, stdin: bytes = b"") -> AsyncIterator[str]:
+    """A process of our own, with the line that it prints when it is ready; it is told to stop at the end."""
+    pipe = asyncio.subprocess.PIPE
+    running = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    assert running.stdin is not None
+    assert running.stdout is not None
+    running.stdin.write(stdin)
+    running.stdin.close()
+    try:
+        async with asyncio.timeout(20):
+            yield (await running.stdout.readline()).decode()
+    finally:
+        if running.returncode is None:
+            running.terminate()
+        await running.wait()
+
+
+async def test_real_messages_are_shared_by_two_worker_processes(webhooks: list[tuple[str, Any]]) -> None:
+    done: list[Any] = []
+    everything = asyncio.Event()
+    exchange = shutil.which("exchange", path=str(Path(sys.executable).parent))
+    assert exchange is not None
+    names = json.dumps(sorted({name for name, _ in webhooks})).encode()
+
+    async def take(msg: Message) -> None:
+        done.append(msg.value)
+        if len(done) == len(webhooks):
+            everything.set()
+
+    async with AsyncExitStack() as stack:
+        ready = await stack.enter_async_context(process(exchange, "serve", "--id", "hub", "--grpc", "127.0.0.1:0"))
+        url = ready.split()[4]
+        for worker in ("one", "two"):
+            start = process(sys.executable, "-c", WORKER, worker, url, stdin=names)
+            assert await stack.enter_async_context(start) == "ready\n"
+        source = await stack.enter_async_context(Exchange("source", handlers={"done": take}))
+        await source.connect(url)
+        sent = {await source.send(name, value): (name, value) for name, value in webhooks}
+        await asyncio.wait_for(everything.wait(), 20)
+
+        assert len(done) == len(webhooks) == 200
+        assert {msg["id"]: (msg["name"], msg["value"]) for msg in done} == sent
+        shares = collections.Counter(msg["by"] for msg in done)
+        assert all(90 <= shares[worker] <= 110 for worker in ("one", "two"))
+        by = {msg["id"]: msg["by"] for msg in done}
+        for id in [*sent][:: len(sent) // 3]:
+            trace = await asyncio.create_subprocess_exec(
+                exchange, "trace", id, "--url", url, stdout=asyncio.subprocess.PIPE
+            )
+            tree = (await trace.communicate())[0].decode()
+            assert trace.returncode == 0
+            assert f"send {sent[id][0]}  source → {by[id]}" in tree
+            assert f"forwarded to {by[id]}" in tree
+            assert f"{by[id]} " in tree
+            assert "handled by" in tree
+            assert f"└─ send done  {by[id]} → source" in tree
