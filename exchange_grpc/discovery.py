@@ -11,9 +11,9 @@ what it said. A message for a target without a way is held while a question is o
 * A relay's question is passed on under its own id, to all relays but the one it came from, and never
   waits for another question: so two questions cannot wait for each other in a circle. One that comes
   back to where it has been is answered "no" at once, because the other branch tells.
-* The first yes lets the held messages go; later ones become further ways. It is "no" only if every
-  branch said no; that is believed for a moment if we asked all relays. A branch that is lost or silent
-  for `QUESTION_SECONDS` makes it "incomplete", which is never believed.
+* The first yes lets go whoever it helps; later ones become further ways. It is "no" only if every branch
+  said no; that is believed for a moment if we asked all relays. A branch that is lost, that cannot be
+  asked, or is silent for `QUESTION_SECONDS` makes it "incomplete", which is never believed.
 """
 
 import heapq
@@ -50,8 +50,8 @@ class Home(Protocol):
     def say(self, link: str, frame: Query | Answer) -> bool:
         """Put a question or an answer on a link; False if it takes no more."""
 
-    def resume(self, held: "Held", now: float) -> None:
-        """There may be a way now: route it again."""
+    def resume(self, held: "Held", now: float) -> bool:
+        """Route it again, if there is a way for it now or nobody waits for it any more; False if not."""
 
     def give_up(self, held: "Held", target: Target, now: float, *, incomplete: bool) -> None:
         """Nobody is known to take it; `incomplete` if not everybody could be asked."""
@@ -133,7 +133,7 @@ class Discovery:
     def __init__(self, home: Home, prefix: str) -> None:
         self._home = home
         self._prefix = prefix
-        self._ways: OrderedDict[Target, dict[str, int]] = OrderedDict()  # target -> link -> hops from there
+        self._ways: OrderedDict[Target, dict[str, int]] = OrderedDict()  # target -> link -> hops from here
         self._told: OrderedDict[Target, set[str]] = OrderedDict()  # to whom we said yes
         self._nobody: OrderedDict[Target, float] = OrderedDict()  # believed until
         self._questions: dict[str, Question] = {}
@@ -146,11 +146,11 @@ class Discovery:
     # ---------------------------------------------------------------------------------------------- what is known
 
     def ways(self, target: Target) -> dict[str, int]:
-        """The links behind which the target is, with the hops from there."""
+        """The links behind which the target is, with the hops from here."""
         return self._ways.get(target) or {}
 
     def learn(self, target: Target, link: str, hops: int) -> None:
-        """The target is that many hops behind the peer of this link."""
+        """The target is that many hops from here by this link."""
         ways = self._ways.get(target)
         if ways is None:
             if len(self._ways) >= ROUTES:
@@ -183,8 +183,8 @@ class Discovery:
     def turned_up(self, target: Target, now: float) -> None:
         """The target is next to us now: whoever waits for it need not wait for the answers."""
         self._nobody.pop(target, None)
-        question = self._own.get(target)
-        if question is not None and not question.found:
+        question = self._asking(target)
+        if question is not None:
             self._found(question, now)
 
     def changed(self) -> None:
@@ -212,7 +212,7 @@ class Discovery:
         near = self._home.near(target, asker)
         if near is not None or not self._home.relay:
             return near
-        return min((hops + 1 for link, hops in self.ways(target).items() if link != asker), default=None)
+        return min((hops for link, hops in self.ways(target).items() if link != asker), default=None)
 
     # --------------------------------------------------------------------------------------------------- asking
 
@@ -225,14 +225,17 @@ class Discovery:
         if self._nobody.get(target, 0.0) > now:
             self._home.give_up(held, target, now, incomplete=False)
             return
-        question = self._own.get(target)
-        if question is None or question.found:
-            question = self._ask(target, now, HOPS_OF_A_QUESTION)
+        question = self._asking(target) or self._ask(target, now, HOPS_OF_A_QUESTION)
         if question.asked:
             self._held += 1
             question.held.append(held)
         else:
-            self._home.give_up(held, target, now, incomplete=False)
+            self._home.give_up(held, target, now, incomplete=question.incomplete)
+
+    def _asking(self, target: Target) -> Question | None:
+        """A question of ours that has not been answered yet. (One that was may have outlived its answer.)"""
+        question = self._own.get(target)
+        return None if question is None or question.found else question
 
     def _ask(self, target: Target, now: float, ttl: int) -> Question:
         """Begin a question of our own."""
@@ -246,8 +249,12 @@ class Discovery:
 
     def _put(self, question: Question, query: Query, *, without: str) -> None:
         for relay in self._home.relays():
-            if relay != without and self._home.say(relay, query):
+            if relay == without:
+                continue
+            if self._home.say(relay, query):
                 question.asked.add(relay)
+            else:
+                question.incomplete = True
         if question.asked:
             self._questions[question.id] = question
             self._deadlines.add(question.deadline, question.id)
@@ -258,10 +265,9 @@ class Discovery:
         if from_relay and not self._seen.first(query.id, now):
             say(link, Answer(query.id, target, Found.NO))
             return
-        hops = self._hops(target, link)
-        if hops is not None:
-            self._say_yes(link, query.id, target, hops)
-        elif not self._home.relay or self._nobody.get(target, 0.0) > now:
+        if self._told_yes(target, link, query.id):
+            return
+        if not self._home.relay or self._nobody.get(target, 0.0) > now:
             say(link, Answer(query.id, target, Found.NO))
         elif query.ttl < 1 or len(self._questions) >= OPEN_QUESTIONS:
             say(link, Answer(query.id, target, Found.INCOMPLETE))
@@ -270,10 +276,10 @@ class Discovery:
                 question = Question(query.id, target, now + QUESTION_SECONDS, askers=[(link, query.id)])
                 self._put(question, Query(query.id, target, query.ttl - 1), without=link)
             else:  # no question ever goes to it, so it can wait for ours
-                question = self._own.get(target) or self._ask(target, now, query.ttl - 1)
+                question = self._asking(target) or self._ask(target, now, query.ttl - 1)
                 question.askers.append((link, query.id))
             if not question.asked:
-                say(link, Answer(query.id, target, Found.NO))
+                say(link, Answer(query.id, target, Found.INCOMPLETE if question.incomplete else Found.NO))
 
     def answer(self, link: str, answer: Answer, now: float) -> None:
         """A peer answers, or takes an earlier yes back."""
@@ -286,8 +292,7 @@ class Discovery:
         question.asked.discard(link)
         if answer.found is Found.YES:
             self.learn(question.target, link, answer.cost + 1)
-            if not question.found:
-                self._found(question, now)
+            self._found(question, now)
         elif answer.found is Found.INCOMPLETE:
             question.incomplete = True
         if not question.asked:
@@ -306,42 +311,37 @@ class Discovery:
                 self._conclude(question, now)
 
     def _found(self, question: Question, now: float) -> None:
+        """There is a way: for those whom it helps the question is over. The others wait for the other branches."""
         question.found = True
-        self._tell(question, Found.YES)
-        for held in self._release(question):
-            self._home.resume(held, now)
+        question.askers = [asker for asker in question.askers if not self._told_yes(question.target, *asker)]
+        waiting, question.held = question.held, []
+        question.held = [held for held in waiting if not self._home.resume(held, now)]
+        self._held -= len(waiting) - len(question.held)
 
     def _conclude(self, question: Question, now: float) -> None:
         """All answers are there, or the time is over."""
         self._questions.pop(question.id, None)
-        own = self._own.get(question.target) is question
+        target, incomplete = question.target, question.incomplete
+        own = self._own.get(target) is question
         if own:
-            del self._own[question.target]
-        if question.found:
-            return
-        if own and not question.incomplete:  # a relayed question left out the link it came by
+            del self._own[target]
+        if own and not question.found and not incomplete:  # a relayed question left out the link it came by
             if len(self._nobody) >= ROUTES:
                 self._nobody.popitem(last=False)
-            self._nobody[question.target] = now + NO_SECONDS
-        self._tell(question, Found.INCOMPLETE if question.incomplete else Found.NO)
-        for held in self._release(question):
-            self._home.give_up(held, question.target, now, incomplete=question.incomplete)
+            self._nobody[target] = now + NO_SECONDS
+        self._found(question, now)  # somebody may have turned up whom no answer told of
+        for link, id in question.askers:
+            self._home.say(link, Answer(id, target, Found.INCOMPLETE if incomplete else Found.NO))
+        self._held -= len(question.held)
+        for held in question.held:
+            self._home.give_up(held, target, now, incomplete=incomplete)
 
-    def _release(self, question: Question) -> list[Held]:
-        held, question.held = question.held, []
-        self._held -= len(held)
-        return held
-
-    def _tell(self, question: Question, found: Found) -> None:
-        askers, question.askers = question.askers, []
-        for link, id in askers:
-            hops = self._hops(question.target, link)
-            if found is not Found.YES:
-                self._home.say(link, Answer(id, question.target, found))
-            elif hops is None:  # the only way leads back to whoever asks
-                self._home.say(link, Answer(id, question.target, Found.NO))
-            else:
-                self._say_yes(link, id, question.target, hops)
+    def _told_yes(self, target: Target, link: str, id: str) -> bool:
+        """Tell the asker of a way that does not lead over it; False if there is none."""
+        hops = self._hops(target, link)
+        if hops is not None:
+            self._say_yes(link, id, target, hops)
+        return hops is not None
 
     def _say_yes(self, link: str, id: str, target: Target, hops: int) -> None:
         if target not in self._told and len(self._told) >= ROUTES:

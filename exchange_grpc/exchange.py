@@ -757,7 +757,7 @@ class Exchange:
         if name.startswith(RESERVED):  # every exchange has it: it is not announced
             self._router.offers.add(name)
         else:
-            self.kernel.sig("offer", (name, offered))
+            self.kernel.sig("offer", (name, offered, self._now()))
 
     def _subscribe(self, pattern: str, wanted: bool) -> None:
         self.kernel.sig("subscribe", (pattern, wanted))

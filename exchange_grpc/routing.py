@@ -5,7 +5,7 @@ signal too, answered by whoever owns the links and the handlers (`exchange.py`):
 
     in   route Arrival                    a message, emitted here or received over a link
          broadcast Arrival                a message for every direct peer
-         offer / subscribe (name, bool)   a name is (no longer) handled here, a pattern subscribed to
+         offer (name, bool, now), subscribe (pattern, bool)   a name is (no longer) handled here, a pattern wanted
          peer.connect Neighbour           a link is open
          peer.disconnect Lost             ... and gone
          peer.interest / peer.asked / peer.answered   its Interest, Query and Answer frames
@@ -220,7 +220,7 @@ class Router:
             self._fail(message, link, now, Outcome.EXPIRED, self._too_late())
         else:
             if len(hops) > 1:  # like a switch: its origin lies behind this link
-                self._discovery.learn(Target("exchange", message.from_), link, len(hops) - 1)
+                self._discovery.learn(Target("exchange", message.from_), link, len(hops))
             return True
         return False
 
@@ -625,15 +625,17 @@ class Router:
                     del self._offered[name]
                 self._discovery.withdraw(Target("name", name))
 
-    def _offer(self, change: tuple[str, bool], sig: Sig, state: Any) -> None:
-        name, offered = change
+    def _offer(self, change: tuple[str, bool, float], sig: Sig, state: Any) -> None:
+        name, offered, now = change
+        target = Target("name", name)
         if offered and name not in self.offers:
             self.offers.add(name)
             self._sig("announce", ((name,), (), (), ()))
+            self._discovery.turned_up(target, now)
         elif not offered and name in self.offers:
             self.offers.discard(name)
             self._sig("announce", ((), (), (name,), ()))
-            self._discovery.withdraw(Target("name", name))
+            self._discovery.withdraw(target)
 
     def _subscribe(self, change: tuple[str, bool], sig: Sig, state: Any) -> None:
         pattern, wanted = change
@@ -675,29 +677,22 @@ class Router:
         """See `discovery.Home`."""
         return link in self.links and bool(self._sig("control", (link, frame)))
 
-    def resume(self, held: Held, now: float) -> None:
+    def resume(self, held: Held, now: float) -> bool:
         """See `discovery.Home`."""
-        self.give_up(held, self._target(held.message), now, incomplete=False)
-
-    def give_up(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
-        """See `discovery.Home`: unless somebody has turned up that no answer told of."""
-        arrival = self._wanted(held, now)
-        if arrival is None:
-            return
-        message = arrival.message
+        assert isinstance(held, Arrival)
+        message, target = held.message, self._target(held.message)
+        if message.kind is Kind.REQUEST and message.id not in self._open:
+            return True  # its caller has withdrawn it, or its time was over
         mine = target.kind == "name" and target.key in self.offers
         if mine or self._next_to(target, message) or self._behind(target, message):
-            self._dispatch(arrival)
-        else:
-            self._nobody_takes(arrival, target, incomplete=incomplete)
+            self._dispatch(held._replace(now=now))
+            return True
+        return False
 
-    def _wanted(self, held: Held, now: float) -> Arrival | None:
-        """What was held, as of now; None if its caller has withdrawn it or its time was over."""
+    def give_up(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
+        """See `discovery.Home`."""
         assert isinstance(held, Arrival)
-        message = held.message
-        if message.kind is Kind.REQUEST and message.id not in self._open:
-            return None
-        return held._replace(now=now)
+        self._nobody_takes(held._replace(now=now), target, incomplete=incomplete)
 
     def _nobody_takes(self, arrival: Arrival, target: Target, *, incomplete: bool) -> None:
         message, link, now, _ = arrival

@@ -130,11 +130,11 @@ class Node:
 
     def handle(self, name: str, function: Handler = lambda message: None) -> None:
         self.handlers[name] = function
-        self.signal("offer", (name, True))
+        self.signal("offer", (name, True, self.mesh.now))
 
     def unhandle(self, name: str) -> None:
         self.handlers.pop(name, None)
-        self.signal("offer", (name, False))
+        self.signal("offer", (name, False, self.mesh.now))
 
     def subscribe(self, pattern: str, wanted: bool = True) -> None:
         self.signal("subscribe", (pattern, wanted))

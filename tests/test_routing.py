@@ -849,9 +849,6 @@ def test_one_question_per_name_with_many_askers(mesh: Mesh) -> None:
     at_rest(mesh)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="discovery.py: answer() adds a hop that _hops() adds again, so each relay counts two"
-)
 def test_the_cost_of_a_way_counts_its_hops(mesh: Mesh) -> None:
     mesh.chain("a", "b", "c", "d", "e")
     mesh["e"].handle("n")
@@ -1237,7 +1234,6 @@ def test_answers_that_nobody_asked_for_are_not_heard() -> None:
     assert mesh["a"].error(request).reason == "INCOMPLETE"
 
 
-@pytest.mark.xfail(strict=True, reason="discovery.py: _put() takes a relay that cannot be asked for one that said no")
 def test_a_peer_that_takes_no_questions_makes_the_answer_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = Mesh()
     mesh.chain("a", "b")
@@ -1255,7 +1251,6 @@ def test_a_peer_that_takes_no_questions_makes_the_answer_incomplete(monkeypatch:
     assert mesh["a"].answer(request) == "b"
 
 
-@pytest.mark.xfail(strict=True, reason="discovery.py: query() lets a leaf wait for a question that is over")
 def test_whoever_asks_after_the_first_yes_is_answered_too() -> None:
     """A yes came and was withdrawn while another branch is silent: the leaf's question must not be lost."""
     mesh = Mesh()
@@ -1277,7 +1272,6 @@ def test_whoever_asks_after_the_first_yes_is_answered_too() -> None:
     assert isinstance(mesh["leaf"].error(request), Unhandled)
 
 
-@pytest.mark.xfail(strict=True, reason="discovery.py: _tell() says what was heard, not what is known")
 def test_an_offer_that_turns_up_at_a_relay_that_was_asked_is_found() -> None:
     mesh = Mesh()
     mesh.chain("a", "b", "c")
@@ -1292,7 +1286,6 @@ def test_an_offer_that_turns_up_at_a_relay_that_was_asked_is_found() -> None:
     assert mesh["a"].answer(request) == "late"
 
 
-@pytest.mark.xfail(strict=True, reason="discovery.py: _found() gives up what the first yes does not help")
 def test_a_yes_that_leads_back_does_not_end_the_wait_for_the_others() -> None:
     """b was given the message by a, and a itself has another way: that is of no use to b."""
     mesh = Mesh()
