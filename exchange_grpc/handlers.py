@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .errors import HandlerFailed, InvalidMessage, Refused, RequestError, Unhandled
+from .errors import HandlerFailed, InvalidMessage, Refused, RequestError
 from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS, OBSERVER_QUEUE
 from .message import Context, Kind, Message, Outcome, Seen
 from .patterns import LOCAL_EVENTS, RESERVED, PatternMap, check_name, check_pattern
@@ -197,14 +197,10 @@ class Handlers:
         else:
             beside = [f for peer, f in self._listeners.get(message.name, ()) if peer is None or peer == link]
             handler = self._handlers.get(message.name)
+        if handler is None and not beside:  # perhaps a listener to another peer claims the name
+            return False
         context = Context.of(message)
         invocation = Invocation(message, link, context)
-        if handler is None and not beside:
-            if message.kind in (Kind.SEND, Kind.REQUEST):  # a peer's listener claims the name: this came elsewhere
-                text = f"{self._exchange} listens to it from another peer only"
-                error = Unhandled(text, at=self._exchange, delivered=False)
-                done(invocation, Ending(Outcome.UNHANDLED, "", 0.0, error=error))
-            return False
         if handler is not None:
             if message.kind is Kind.REQUEST:
                 self._requests[message.id] = invocation

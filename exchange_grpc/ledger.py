@@ -51,7 +51,7 @@ class Ledger:
         self.capacity = capacity
         self._spans: OrderedDict[str, Span] = OrderedDict()
         self._families: dict[str, dict[str, None]] = {}  # root -> ids, in order of arrival
-        self._cut: OrderedDict[str, None] = OrderedDict()  # roots of which something was forgotten
+        self._cut: set[str] = set()  # roots of which something was forgotten, and something is left
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -79,7 +79,7 @@ class Ledger:
         if len(span.events) < LEDGER_EVENTS:
             span.events.append((at, outcome, by, seconds, reason[:_REASON]))
         else:
-            self._mark_cut(span.root)
+            self._cut.add(span.root)
 
     def trace(self, id: str) -> dict[str, Any] | None:
         """Everything known here with the same root as the message `id`; None if it is not known."""
@@ -99,15 +99,10 @@ class Ledger:
         family = self._families[span.root]
         del family[id]
         if family:
-            self._mark_cut(span.root)
+            self._cut.add(span.root)
         else:
             del self._families[span.root]
-            self._cut.pop(span.root, None)
-
-    def _mark_cut(self, root: str) -> None:
-        self._cut[root] = None
-        if len(self._cut) > self.capacity:
-            self._cut.popitem(last=False)
+            self._cut.discard(span.root)
 
     def _said(self, span: Span) -> dict[str, Any]:
         return {

@@ -174,14 +174,10 @@ class Context:
         """The trace of the message `id` that `exchange` emits in this context."""
         causes, path, cut = self.causes, self.path, self.cut
         size = sum(map(len, causes)) + sum(map(len, path)) + 2 * (len(causes) + len(path)) + len(self.root)
-        while size > TRACE_BASE_BYTES:
+        while path and size > TRACE_BASE_BYTES:  # causes alone never are: their number and ids are bounded
             cut = True
-            if path:
-                size -= len(path[0]) + 2
-                path = path[1:]
-            else:
-                size -= len(causes[0]) + 2
-                causes = causes[1:]
+            size -= len(path[0]) + 2
+            path = path[1:]
         return Trace((Hop(exchange, when),), causes, self.root, path, cut, _traceparent(self.traceparent, id))
 
 

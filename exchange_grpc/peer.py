@@ -21,7 +21,6 @@ from enum import Enum
 from . import wire
 from .errors import Code, InvalidMessage, LimitExceeded, RequestError
 from .frames import (
-    PROTOCOL,
     Answer,
     Batch,
     Frame,
@@ -151,8 +150,6 @@ class Session:
         peer = frame.me
         if peer.exchange == self.me.exchange:
             return self._refuse(Code.ALREADY_EXISTS, f"both ends of this link call themselves {peer.exchange}")
-        if peer.protocol < 1:
-            return self._refuse(Code.UNIMPLEMENTED, f"this exchange speaks protocol {PROTOCOL}")
         if len(peer.handles) > NAMES_PER_PEER or len(peer.subscribes) > NAMES_PER_PEER:
             return self._broken(f"more than {NAMES_PER_PEER} names or patterns are declared")
         self.peer = peer

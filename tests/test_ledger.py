@@ -151,6 +151,33 @@ def test_a_reason_is_bounded() -> None:
     assert len(str(ledger.trace(message.id))) < 2_000
 
 
+def test_what_is_known_to_be_cut_is_bounded_too() -> None:
+    make, ledger = messages(), Ledger("a", capacity=2)
+    roots = [make() for _ in range(3)]
+    for root in roots:
+        ledger.note(root)
+        for _ in range(LEDGER_EVENTS + 1):
+            ledger.record(root.id, 1.0, Outcome.FORWARDED)
+    assert len(ledger._cut) <= 2
+
+
+def test_a_message_can_be_found_with_what_became_of_it() -> None:
+    make, ledger = messages(), Ledger("a")
+    cause = make()
+    message = make(cause, to="b", name="sum", reply_to=cause.id)
+    ledger.note(message)
+    ledger.record(message.id, 1.0, Outcome.FORWARDED, by="b")
+    span = ledger.find(message.id)
+    assert span is not None
+    assert span.was(Outcome.FORWARDED, "b")
+    assert not span.was(Outcome.FORWARDED, "c")
+    assert not span.was(Outcome.DENIED, "b")
+    header = span.header()
+    for field in ("id", "name", "kind", "from_", "to", "causes", "root", "hops", "reply_to"):
+        assert getattr(header, field) == getattr(message, field)
+    assert ledger.find("a.1.99") is None
+
+
 @pytest.mark.parametrize("at", [2.0**63 / 1e6, -(2.0**63) / 1e6])
 def test_times_of_a_foreign_clock_fit_their_field(at: float) -> None:
     make, ledger = messages(), Ledger("a")

@@ -128,6 +128,16 @@ def test_a_trace_fits_its_limit_even_after_all_its_hops(path: list[int], causes:
     assert wire.pack(message).trace.ByteSize() <= TRACE_BYTES
 
 
+def test_the_oldest_of_a_long_path_go_first() -> None:
+    path = tuple(f"{n:02}" + "p" * (ID_LENGTH - 2) for n in range(PATH))
+    causes = tuple(f"{'c' * 50}.1.{n}" for n in range(CAUSES))
+    trace = made("me", Context(causes, causes[0], path)).hop_trace
+    assert trace.cut
+    assert trace.causes == causes
+    assert 0 < len(trace.path) < PATH
+    assert trace.path == path[-len(trace.path) :]
+
+
 def test_causes_alone_never_outgrow_the_trace() -> None:
     """Nothing but the path is ever left out for its size: the limits of the other fields leave room for them."""
     longest = ID_LENGTH + 2 * 21

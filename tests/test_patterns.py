@@ -137,6 +137,9 @@ def test_a_pattern_map_without_anybody_to_tell() -> None:
     patterns.add("a.*", "y")
     patterns.discard("a.*", "x")
     assert patterns.match("a.b") == ("y",)
+    patterns.add("a.*", "y")
+    patterns.discard("a.*", "y")
+    assert patterns.match("a.b") == ("y",), "it was registered twice"
     patterns.discard("a.*", "y")
     assert patterns.match("a.b") == ()
     with pytest.raises(InvalidMessage):

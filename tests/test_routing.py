@@ -547,6 +547,16 @@ def test_a_message_that_comes_back_is_refused_as_loop() -> None:
     at_rest(mesh)
 
 
+def test_nothing_is_told_about_a_reply_that_comes_back() -> None:
+    mesh = Mesh()
+    mesh.chain("a", "b")
+    reply = foreign(Kind.REPLY, "x", "b", "a")
+    reply.reply_to = "b.1.1"
+    arriving(mesh["b"], reply, "a")
+    assert mesh["b"].outcomes(reply.id) == [Outcome.LOOP]
+    assert mesh.heard(Received) == []
+
+
 def test_a_loop_does_not_end_the_request_that_is_open() -> None:
     mesh = Mesh()
     mesh.chain("a", "b")
@@ -1057,6 +1067,21 @@ def test_a_way_that_is_left_keeps_the_yes(mesh: Mesh) -> None:
     assert not [event for _, _, event in mesh.heard(Answer) if not event.id]
 
 
+def test_of_two_who_were_told_the_one_that_stays_hears_of_the_end(mesh: Mesh) -> None:
+    mesh.chain("a", "hub", "far")
+    mesh.chain("b", "hub")
+    mesh["far"].handle("n", lambda message: None)
+    mesh.settle()
+    for id in ("a", "b"):
+        mesh[id].request("n")
+        mesh.settle()
+    mesh.cut("a", "hub")
+    mesh["far"].unhandle("n")
+    mesh.settle()
+    assert [(a, b) for a, b, event in mesh.heard(Answer) if not event.id] == [("hub", "b")]
+    at_rest(mesh)
+
+
 def test_a_link_lost_far_away_is_told(mesh: Mesh) -> None:
     mesh.chain("a", "b", "c", "d")
     mesh["d"].handle("n")
@@ -1448,6 +1473,19 @@ def test_a_caller_that_is_lost_cancels_what_it_asked_for() -> None:
     assert mesh["c"].withdrawn == [request]
     assert isinstance(mesh["a"].error(request), Unavailable)
     assert mesh["b"].outcomes(request)[-1] is Outcome.CANCELLED
+    at_rest(mesh)
+
+
+def test_a_sender_that_is_lost_while_its_message_waits_is_told_nothing() -> None:
+    mesh = Mesh()
+    mesh.chain("b", "c")
+    mesh.star("b", "leaf")
+    mesh.end("c", "b").silent = True
+    send = mesh["leaf"].send("n", via="b")
+    mesh.settle()
+    mesh.cut("leaf", "b")
+    mesh.advance(1)
+    assert mesh["b"].outcomes(send) == [Outcome.UNHANDLED]
     at_rest(mesh)
 
 
