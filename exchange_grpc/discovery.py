@@ -71,9 +71,6 @@ class Once:
     def __init__(self) -> None:
         self._until: OrderedDict[str, float] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._until)
-
     def first(self, id: str, now: float) -> bool:
         """Whether `id` is new; it is remembered."""
         if id in self._until:
@@ -92,9 +89,6 @@ class Deadlines:
         self._heap: list[tuple[float, str]] = []
         self._alive = alive
         self._count = count
-
-    def __len__(self) -> int:
-        return len(self._heap)
 
     def add(self, deadline: float, id: str) -> None:
         """`id` ends at `deadline`, unless it ends before."""

@@ -204,7 +204,8 @@ def _traceparent(parent: str, id: str) -> str:
     # W3C Trace Context: version, trace id of 16 bytes, span id of 8, flags. Both ids are digests of
     # message ids, so that they need no randomness and can be found again from the ledger.
     trace = parent[3:35] if parent else blake2b(id.encode(), digest_size=16).hexdigest()
-    return f"00-{trace}-{blake2b(id.encode(), digest_size=8).hexdigest()}-01"
+    flags = parent[53:] if parent else "01"  # whether it is sampled is decided where it began
+    return f"00-{trace}-{blake2b(id.encode(), digest_size=8).hexdigest()}-{flags}"
 
 
 class Origin:

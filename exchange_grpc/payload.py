@@ -2,7 +2,7 @@
 
 JSON can say None, bool, int, float, str, list, tuple and dict with str keys. What would come out
 different at the other end is refused instead: NaN and infinity, integers beyond 64 bits, any other
-type. Nothing is rounded.
+type (but for an Enum and a UUID, which orjson says by value and as text). Nothing is rounded.
 
 orjson is fast and quiet: it writes NaN as `null` and reads a large integer as a float. Both checks
 below look first, at C speed, whether the bytes could hold such a thing, and walk the value only then.

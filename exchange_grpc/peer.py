@@ -205,6 +205,8 @@ class Session:
             message.hop_trace = replace(message.hop_trace, hops=hops)
         if not message.from_:
             message.from_ = hops[0].exchange
+        if not message.id and message.from_ != peer.exchange:
+            return InvalidMessage("it is passed on, and has no id")
         if not message.id:
             message.id = f"{message.from_}.{peer.epoch}.{self._received}"
         if hops[-1].exchange != peer.exchange:

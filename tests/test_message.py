@@ -191,3 +191,10 @@ def test_a_message_reads_its_payload_once_and_late() -> None:
 
 def test_an_empty_trace() -> None:
     assert Trace().names() == []
+
+
+def test_whether_it_is_sampled_is_decided_where_it_began() -> None:
+    parent = f"00-{'a' * 32}-{'b' * 16}-00"
+    child = Context(traceparent=parent).trace("a.1.2", "a", 0.0).traceparent
+    assert (child[:36], child[-3:]) == (f"00-{'a' * 32}-", "-00")
+    assert child != parent

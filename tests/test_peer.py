@@ -735,3 +735,12 @@ def test_the_hop_of_a_simple_peer_is_from_its_timestamp() -> None:
     (event,) = opened().receive(batch(packed(timestamp_us=5_000_000)), NOW)
     assert isinstance(event, Received)
     assert event.message.hops == (Hop("you", 5.0),)
+
+
+def test_what_is_passed_on_has_an_id() -> None:
+    """One made up here might be that of another message of its origin."""
+    session = opened(relay=True)
+    assert session.receive(batch(forged(from_="far", id="", hops=("far", "you"))), NOW) == []
+    (reject,) = said(session)
+    assert isinstance(reject, Reject)
+    assert "has no id" in reject.error.message
