@@ -30,11 +30,11 @@ from .errors import (
     Unhandled,
 )
 from .exchange import Exchange, Peer
+from .transports.grpc import target_of
 from .tree import plain
 
 DEFAULT = "127.0.0.1:50051"
 CLIENT = "cli-"  # the ids of commands begin with this
-CONNECT_SECONDS = 10.0  # an address that swallows packets would keep gRPC trying for 20
 
 FAILED, USAGE, UNREACHABLE, UNHANDLED, DEADLINE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 EXIT_CODES = """\b
@@ -108,9 +108,7 @@ async def linked(url: str) -> AsyncIterator[tuple[Exchange, Peer]]:
     url = full_url(url)
     async with Exchange(f"{CLIENT}{secrets.token_hex(4)}", relay=False) as app:
         try:
-            peer = await asyncio.wait_for(app.connect(url), CONNECT_SECONDS)
-        except TimeoutError:
-            raise LinkError(f"nobody answers at {url} within {CONNECT_SECONDS:g} s") from None
+            peer = await app.connect(url)
         except LinkError as error:
             raise LinkError(f"{error} (is `exchange serve` running there?)") from None
         yield app, peer
@@ -119,12 +117,9 @@ async def linked(url: str) -> AsyncIterator[tuple[Exchange, Peer]]:
 @contextmanager
 def doors(url: str) -> Iterator[grpc.Channel]:
     """A channel to the gRPC services at `url`. It blocks, and waits for no connection."""
-    target = full_url(url).removeprefix("grpc://").rstrip("/")
-    if target.startswith("unix:"):
-        target = f"unix:{target.removeprefix('unix:').removeprefix('//')}"
     # What is observed may be as large as a message gets, and a little more.
     options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
-    with grpc.insecure_channel(target, options=options) as channel:
+    with grpc.insecure_channel(target_of(full_url(url)), options=options) as channel:
         yield channel
 
 

@@ -260,7 +260,7 @@ class Router:
         if via is not None:
             self._forward(message, link, now, via, learned=False)
             return
-        target = Target("exchange", to) if to else Target("name", message.name)
+        target = self._target(message)
         candidates = self._next_to(target, message)
         learned = not candidates
         if learned:
