@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65xchange/v1/message.proto\x12\x0b\x65xchange.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"\xe2\x03\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x66rom\x18\x03 \x01(\t\x12\n\n\x02to\x18\x04 \x01(\t\x12\x1f\n\x04kind\x18\x05 \x01(\x0e\x32\x11.exchange.v1.Kind\x12\x0e\n\x04json\x18\x06 \x01(\x0cH\x00\x12!\n\x04\x64\x61ta\x18\x07 \x01(\x0b\x32\x11.exchange.v1.DataH\x00\x12\'\n\x05value\x18\x08 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12!\n\x05trace\x18\t \x01(\x0b\x32\x12.exchange.v1.Trace\x12\x14\n\x0ctimestamp_us\x18\n \x01(\x03\x12\x0e\n\x06ttl_us\x18\x0b \x01(\x03\x12\x32\n\x07headers\x18\x0c \x03(\x0b\x32!.exchange.v1.Message.HeadersEntry\x12\x10\n\x08reply_to\x18\r \x01(\t\x12\x0c\n\x04last\x18\x0e \x01(\x08\x12!\n\x05\x65rror\x18\x0f \x01(\x0b\x32\x12.google.rpc.Status\x12%\n\x07outcome\x18\x10 \x01(\x0e\x32\x14.exchange.v1.Outcome\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07payloadJ\x04\x08\x11\x10\x1a\"-\n\x04\x44\x61ta\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"u\n\x05Trace\x12\x1e\n\x04hops\x18\x01 \x03(\x0b\x32\x10.exchange.v1.Hop\x12\x0e\n\x06\x63\x61uses\x18\x02 \x03(\t\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x03(\t\x12\x0b\n\x03\x63ut\x18\x05 \x01(\x08\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"&\n\x03Hop\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\r\n\x05\x61t_us\x18\x02 \x01(\x03*\x96\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_SEND\x10\x01\x12\x10\n\x0cKIND_REQUEST\x10\x02\x12\x0e\n\nKIND_REPLY\x10\x03\x12\x0f\n\x0bKIND_CANCEL\x10\x04\x12\x10\n\x0cKIND_OUTCOME\x10\x05\x12\x10\n\x0cKIND_PUBLISH\x10\x06\x12\x12\n\x0eKIND_BROADCAST\x10\x07*\xe0\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_HANDLED\x10\x01\x12\x15\n\x11OUTCOME_FORWARDED\x10\x02\x12\x15\n\x11OUTCOME_UNHANDLED\x10\x03\x12\x10\n\x0cOUTCOME_LOOP\x10\x04\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x05\x12\x15\n\x11OUTCOME_CANCELLED\x10\x06\x12\x12\n\x0eOUTCOME_DENIED\x10\x07\x12\x13\n\x0fOUTCOME_DROPPED\x10\x08\x12\x12\n\x0eOUTCOME_FAILED\x10\tBGZEgithub.com/exchange-grpc/exchange/generated/go/exchange/v1;exchangev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65xchange/v1/message.proto\x12\x0b\x65xchange.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"\x8f\x04\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x66rom\x18\x03 \x01(\t\x12\n\n\x02to\x18\x04 \x01(\t\x12\x1f\n\x04kind\x18\x05 \x01(\x0e\x32\x11.exchange.v1.Kind\x12\x0e\n\x04json\x18\x06 \x01(\x0cH\x00\x12!\n\x04\x64\x61ta\x18\x07 \x01(\x0b\x32\x11.exchange.v1.DataH\x00\x12\'\n\x05value\x18\x08 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12!\n\x05trace\x18\t \x01(\x0b\x32\x12.exchange.v1.Trace\x12\x14\n\x0ctimestamp_us\x18\n \x01(\x03\x12\x0e\n\x06ttl_us\x18\x0b \x01(\x03\x12\x32\n\x07headers\x18\x0c \x03(\x0b\x32!.exchange.v1.Message.HeadersEntry\x12\x10\n\x08reply_to\x18\r \x01(\t\x12\x0c\n\x04last\x18\x0e \x01(\x08\x12!\n\x05\x65rror\x18\x0f \x01(\x0b\x32\x12.google.rpc.Status\x12%\n\x07outcome\x18\x10 \x01(\x0e\x32\x14.exchange.v1.Outcome\x12\x0c\n\x04many\x18\x1a \x01(\x08\x12\x1d\n\x03\x65nd\x18\x1b \x01(\x0b\x32\x10.exchange.v1.End\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07payloadJ\x04\x08\x11\x10\x1a\"\x13\n\x03\x45nd\x12\x0c\n\x04lost\x18\x01 \x03(\t\"-\n\x04\x44\x61ta\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"u\n\x05Trace\x12\x1e\n\x04hops\x18\x01 \x03(\x0b\x32\x10.exchange.v1.Hop\x12\x0e\n\x06\x63\x61uses\x18\x02 \x03(\t\x12\x0c\n\x04root\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x03(\t\x12\x0b\n\x03\x63ut\x18\x05 \x01(\x08\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"&\n\x03Hop\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\r\n\x05\x61t_us\x18\x02 \x01(\x03*\x96\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_SEND\x10\x01\x12\x10\n\x0cKIND_REQUEST\x10\x02\x12\x0e\n\nKIND_REPLY\x10\x03\x12\x0f\n\x0bKIND_CANCEL\x10\x04\x12\x10\n\x0cKIND_OUTCOME\x10\x05\x12\x10\n\x0cKIND_PUBLISH\x10\x06\x12\x12\n\x0eKIND_BROADCAST\x10\x07*\xe0\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_HANDLED\x10\x01\x12\x15\n\x11OUTCOME_FORWARDED\x10\x02\x12\x15\n\x11OUTCOME_UNHANDLED\x10\x03\x12\x10\n\x0cOUTCOME_LOOP\x10\x04\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x05\x12\x15\n\x11OUTCOME_CANCELLED\x10\x06\x12\x12\n\x0eOUTCOME_DENIED\x10\x07\x12\x13\n\x0fOUTCOME_DROPPED\x10\x08\x12\x12\n\x0eOUTCOME_FAILED\x10\tBGZEgithub.com/exchange-grpc/exchange/generated/go/exchange/v1;exchangev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'ZEgithub.com/exchange-grpc/exchange/generated/go/exchange/v1;exchangev1'
   _globals['_MESSAGE_HEADERSENTRY']._loaded_options = None
   _globals['_MESSAGE_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_KIND']._serialized_start=789
-  _globals['_KIND']._serialized_end=939
-  _globals['_OUTCOME']._serialized_start=942
-  _globals['_OUTCOME']._serialized_end=1166
+  _globals['_KIND']._serialized_start=855
+  _globals['_KIND']._serialized_end=1005
+  _globals['_OUTCOME']._serialized_start=1008
+  _globals['_OUTCOME']._serialized_end=1232
   _globals['_MESSAGE']._serialized_start=98
-  _globals['_MESSAGE']._serialized_end=580
-  _globals['_MESSAGE_HEADERSENTRY']._serialized_start=517
-  _globals['_MESSAGE_HEADERSENTRY']._serialized_end=563
-  _globals['_DATA']._serialized_start=582
-  _globals['_DATA']._serialized_end=627
-  _globals['_TRACE']._serialized_start=629
-  _globals['_TRACE']._serialized_end=746
-  _globals['_HOP']._serialized_start=748
-  _globals['_HOP']._serialized_end=786
+  _globals['_MESSAGE']._serialized_end=625
+  _globals['_MESSAGE_HEADERSENTRY']._serialized_start=562
+  _globals['_MESSAGE_HEADERSENTRY']._serialized_end=608
+  _globals['_END']._serialized_start=627
+  _globals['_END']._serialized_end=646
+  _globals['_DATA']._serialized_start=648
+  _globals['_DATA']._serialized_end=693
+  _globals['_TRACE']._serialized_start=695
+  _globals['_TRACE']._serialized_end=812
+  _globals['_HOP']._serialized_start=814
+  _globals['_HOP']._serialized_end=852
 # @@protoc_insertion_point(module_scope)

@@ -173,6 +173,8 @@ class Message(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    MANY_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique, made by the origin: `<exchange>.<epoch>.<n>`, where `epoch` is the one of the origin's
     Hello and `n` counts up, so an id tells who and in which order. Never rewritten. An origin that
@@ -204,11 +206,17 @@ class Message(_message.Message):
     that it tells of.
     """
     last: _builtins.bool
-    """Reply: no more replies to this request will follow. Unset means that more may follow, which only
+    """Reply: this handler will not answer the request again. Unset means that more may follow, which only
     a request to many gets; the reply to an ordinary request is always its last.
     """
     outcome: Global___Outcome.ValueType
     """Outcome: what became of the send."""
+    many: _builtins.bool
+    """Request: to many. Every exchange that handles the name takes it, or the one in `to`, and each may
+    reply any number of times. Whoever relays passes it to the relays and to the linked peers that
+    handle the name, but for those it has been at, and each exchange takes it once. Replies travel back
+    as those of any request do.
+    """
     @_builtins.property
     def data(self) -> Global___Data:
         """Bytes that are no JSON. Whoever passes them on does not look inside."""
@@ -236,6 +244,15 @@ class Message(_message.Message):
         Outcome: why the send was not handled.
         """
 
+    @_builtins.property
+    def end(self) -> Global___End:
+        """Reply to a request to many: nothing will come over this link any more, because everybody behind it
+        has ended. It has no value; it has an `error` if the sender itself could not take the request
+        (UNIMPLEMENTED: nobody there handles it). An exchange that relays sends one after the last reply of
+        all to whom it passed the request, itself included. One that does not relay need not: its reply
+        with `last` ends it too.
+        """
+
     def __init__(
         self,
         *,
@@ -254,16 +271,44 @@ class Message(_message.Message):
         last: _builtins.bool = ...,
         error: _status_pb2.Status | None = ...,
         outcome: Global___Outcome.ValueType = ...,
+        many: _builtins.bool = ...,
+        end: Global___End | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "error", b"error", "json", b"json", "payload", b"payload", "trace", b"trace", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "error", b"error", "json", b"json", "payload", b"payload", "trace", b"trace", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "error", b"error", "from", b"from", "headers", b"headers", "id", b"id", "json", b"json", "kind", b"kind", "last", b"last", "name", b"name", "outcome", b"outcome", "payload", b"payload", "reply_to", b"reply_to", "timestamp_us", b"timestamp_us", "to", b"to", "trace", b"trace", "ttl_us", b"ttl_us", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "error", b"error", "from", b"from", "headers", b"headers", "id", b"id", "json", b"json", "kind", b"kind", "last", b"last", "many", b"many", "name", b"name", "outcome", b"outcome", "payload", b"payload", "reply_to", b"reply_to", "timestamp_us", b"timestamp_us", "to", b"to", "trace", b"trace", "ttl_us", b"ttl_us", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["json", "data", "value"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class End(_message.Message):
+    """The end of the replies to a request to many."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The exchanges whose replies are lost, or not all there: the link to them broke, they did not end in
+        time, or a bound was reached.
+        """
+
+    def __init__(
+        self,
+        *,
+        lost: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___End: _TypeAlias = End  # noqa: Y015
 
 @_typing.final
 class Data(_message.Message):

@@ -263,16 +263,20 @@ class TraceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    HERE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id of any message."""
+    here: _builtins.bool
+    """Only what this exchange itself knows: nobody else is asked."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        here: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,20 +284,25 @@ Global___TraceRequest: _TypeAlias = TraceRequest  # noqa: Y015
 
 @_typing.final
 class TraceResponse(_message.Message):
-    """All that is known here of the messages with one root."""
+    """All that is known of the messages with one root."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROOT_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     root: _builtins.str
     """The id where it all began."""
     cut: _builtins.bool
-    """Some of it was forgotten here, because the ledger is bounded."""
+    """Some of it is left out, because ledgers and answers are bounded."""
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
         """The messages, the oldest first. An edge leads from each of its `causes` to a span."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Missing]:
+        """The exchanges that may know more, and could not be asked."""
 
     def __init__(
         self,
@@ -301,18 +310,45 @@ class TraceResponse(_message.Message):
         root: _builtins.str = ...,
         spans: _abc.Iterable[Global___Span] | None = ...,
         cut: _builtins.bool = ...,
+        missing: _abc.Iterable[Global___Missing] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "root", b"root", "spans", b"spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "missing", b"missing", "root", b"root", "spans", b"spans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TraceResponse: _TypeAlias = TraceResponse  # noqa: Y015
 
 @_typing.final
+class Missing(_message.Message):
+    """An exchange that did not answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.str
+    """Its id."""
+    reason: _builtins.str
+    """Why, in words."""
+    def __init__(
+        self,
+        *,
+        exchange: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Missing: _TypeAlias = Missing  # noqa: Y015
+
+@_typing.final
 class Span(_message.Message):
-    """What one exchange knows of one message."""
+    """What is known of one message."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -439,27 +475,143 @@ class WhyResponse(_message.Message):
 
     VALUE_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """What was asked about."""
+    exchange: _builtins.str
+    """The exchange that was asked, whose value it is."""
+    answer: _builtins.str
+    """The answer in one sentence."""
+    revision: _builtins.int
+    """How often the value has changed since the exchange started."""
     @_builtins.property
     def value(self) -> _struct_pb2.Value:
-        """The value of a state name, as it is now."""
+        """The value of a state name, as it is now, as far as `Value` can say it."""
 
     @_builtins.property
     def trace(self) -> Global___TraceResponse:
-        """What led to it."""
+        """What led to it: the messages with the same root, from all exchanges that they have passed."""
+
+    @_builtins.property
+    def transaction(self) -> Global___Transaction:
+        """The transaction that gave the value, and what it changed on the way to it, the value itself first.
+        Absent: it is the value that the exchange started with, or it was a message that was asked about.
+        """
 
     def __init__(
         self,
         *,
         value: _struct_pb2.Value | None = ...,
         trace: Global___TraceResponse | None = ...,
+        key: _builtins.str = ...,
+        exchange: _builtins.str = ...,
+        answer: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        transaction: Global___Transaction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["trace", b"trace", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trace", b"trace", "transaction", b"transaction", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["trace", b"trace", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "exchange", b"exchange", "key", b"key", "revision", b"revision", "trace", b"trace", "transaction", b"transaction", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WhyResponse: _TypeAlias = WhyResponse  # noqa: Y015
+
+@_typing.final
+class Transaction(_message.Message):
+    """A change of the state: all of it at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AT_US_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    HANDLER_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.str
+    """The exchange whose state it is."""
+    number: _builtins.int
+    """Counts the transactions of that exchange since its start."""
+    at_us: _builtins.int
+    """When, in microseconds since the Unix epoch, by the clock of that exchange."""
+    cause: _builtins.str
+    """The id of the message in whose handler it was made, or empty."""
+    handler: _builtins.str
+    """That handler."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """What changed. Names that are not exported are left out."""
+
+    def __init__(
+        self,
+        *,
+        exchange: _builtins.str = ...,
+        number: _builtins.int = ...,
+        at_us: _builtins.int = ...,
+        cause: _builtins.str = ...,
+        handler: _builtins.str = ...,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_us", b"at_us", "cause", b"cause", "changes", b"changes", "exchange", b"exchange", "handler", b"handler", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """The change of one state name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OLD_FIELD_NUMBER: _builtins.int
+    NEW_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name."""
+    computed: _builtins.bool
+    """It was computed from others: otherwise it was set."""
+    revision: _builtins.int
+    """Which change of this name it was."""
+    @_builtins.property
+    def old(self) -> _struct_pb2.Value:
+        """Before; a text that describes it, if it was too large to be kept."""
+
+    @_builtins.property
+    def new(self) -> _struct_pb2.Value:
+        """After; likewise."""
+
+    @_builtins.property
+    def because(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of the others that had changed in the same transaction."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        old: _struct_pb2.Value | None = ...,
+        new: _struct_pb2.Value | None = ...,
+        computed: _builtins.bool = ...,
+        because: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["new", b"new", "old", b"old"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["because", b"because", "computed", b"computed", "name", b"name", "new", b"new", "old", b"old", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class GetStateRequest(_message.Message):
@@ -468,16 +620,20 @@ class GetStateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    AS_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """An exported name."""
+    as_json: _builtins.bool
+    """The value is wanted as `json`."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        as_json: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_json", b"as_json", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,6 +674,8 @@ class StateValue(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    TRANSACTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name."""
     revision: _builtins.int
@@ -526,9 +684,15 @@ class StateValue(_message.Message):
     """The epoch of the exchange: revisions of different epochs do not compare."""
     cause: _builtins.str
     """The id of the message that caused the last change, or empty."""
+    json: _builtins.bytes
+    """The value as UTF-8 JSON, if it was asked for so."""
+    transaction: _builtins.int
+    """The number of the transaction that made the last change, or zero: what has the same number changed
+    at once.
+    """
     @_builtins.property
     def value(self) -> _struct_pb2.Value:
-        """The value."""
+        """The value, unless it was asked for as `json`."""
 
     def __init__(
         self,
@@ -538,10 +702,12 @@ class StateValue(_message.Message):
         revision: _builtins.int = ...,
         epoch: _builtins.int = ...,
         cause: _builtins.str = ...,
+        json: _builtins.bytes = ...,
+        transaction: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "epoch", b"epoch", "name", b"name", "revision", b"revision", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "epoch", b"epoch", "json", b"json", "name", b"name", "revision", b"revision", "transaction", b"transaction", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -556,13 +722,16 @@ class SetStateRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """An accepted name."""
     expected_revision: _builtins.int
     """Set only if this is the revision now: otherwise ABORTED."""
+    json: _builtins.bytes
+    """Its new value as UTF-8 JSON, in place of `value`. The answer then comes as `json` too."""
     @_builtins.property
     def value(self) -> _struct_pb2.Value:
-        """Its new value."""
+        """Its new value. Absent, and without `json`: null."""
 
     def __init__(
         self,
@@ -570,10 +739,11 @@ class SetStateRequest(_message.Message):
         name: _builtins.str = ...,
         value: _struct_pb2.Value | None = ...,
         expected_revision: _builtins.int | None = ...,
+        json: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "json", b"json", "name", b"name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
     _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
@@ -612,18 +782,22 @@ class WatchStateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMES_FIELD_NUMBER: _builtins.int
+    AS_JSON_FIELD_NUMBER: _builtins.int
+    as_json: _builtins.bool
+    """Values are wanted as `json`."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Exported names."""
+        """Exported names. None: all that are exported."""
 
     def __init__(
         self,
         *,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        as_json: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_json", b"as_json", "names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -631,7 +805,9 @@ Global___WatchStateRequest: _TypeAlias = WatchStateRequest  # noqa: Y015
 
 @_typing.final
 class WatchStateResponse(_message.Message):
-    """The snapshot first, then one change after another."""
+    """The snapshot first, then the changes in their order, none left out. What changed while the last
+    answer was under way comes in one answer; a transaction is never divided.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -641,7 +817,9 @@ class WatchStateResponse(_message.Message):
     """This is the snapshot."""
     @_builtins.property
     def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateValue]:
-        """All names in the snapshot; afterwards those that one transaction changed."""
+        """In the snapshot all names; afterwards what was changed, by one transaction or by several, so that a
+        name may stand there more than once.
+        """
 
     def __init__(
         self,
@@ -686,6 +864,8 @@ class DescribeResponse(_message.Message):
     RELAY_FIELD_NUMBER: _builtins.int
     INTEREST_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
+    ACCEPTS_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
     exchange: _builtins.str
     """Its id."""
     epoch: _builtins.int
@@ -694,6 +874,8 @@ class DescribeResponse(_message.Message):
     """Language and library version."""
     relay: _builtins.bool
     """It passes on messages that are not for itself."""
+    protocol: _builtins.int
+    """The newest version of the protocol that it speaks."""
     @_builtins.property
     def interest(self) -> _frame_pb2.InterestSet:
         """What it handles, subscribes to and exports."""
@@ -701,6 +883,10 @@ class DescribeResponse(_message.Message):
     @_builtins.property
     def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of its peers."""
+
+    @_builtins.property
+    def accepts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The state names that peers may set."""
 
     def __init__(
         self,
@@ -711,10 +897,12 @@ class DescribeResponse(_message.Message):
         relay: _builtins.bool = ...,
         interest: _frame_pb2.InterestSet | None = ...,
         peers: _abc.Iterable[_builtins.str] | None = ...,
+        accepts: _abc.Iterable[_builtins.str] | None = ...,
+        protocol: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interest", b"interest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "epoch", b"epoch", "exchange", b"exchange", "interest", b"interest", "peers", b"peers", "relay", b"relay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "agent", b"agent", "epoch", b"epoch", "exchange", b"exchange", "interest", b"interest", "peers", b"peers", "protocol", b"protocol", "relay", b"relay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

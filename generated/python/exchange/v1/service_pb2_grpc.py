@@ -146,43 +146,48 @@ class ExchangeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Trace(self, request, context):
-        """What is known here of a message: everything with the same root, to be drawn as a tree.
-        NOT_FOUND: this exchange knows nothing (or no longer) of that id.
+        """What is known of a message: everything with the same root, to be drawn as a tree. The exchanges
+        that the messages have passed are asked too, and what could not be asked is named, within the
+        deadline of the call. NOT_FOUND: nobody who was asked knows that id (any longer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Why(self, request, context):
-        """Why a value is what it is, or a message was or was not handled. Not yet: UNIMPLEMENTED.
+        """Why an exported state name has its value, or what became of a message, back to where it began.
+        NOT_FOUND: no such name is exported here, and no such message is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetState(self, request, context):
-        """Reads an exported state name. Not yet: UNIMPLEMENTED.
+        """Reads an exported state name. NOT_FOUND: no such name is exported here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetState(self, request, context):
-        """Sets an accepted state name. Not yet: UNIMPLEMENTED.
+        """Sets an accepted state name. NOT_FOUND: no such name is accepted here. ABORTED: its revision is
+        another than the one expected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchState(self, request, context):
-        """A snapshot of exported state names, then every change. Not yet: UNIMPLEMENTED.
+        """A snapshot of exported state names, then every change. NOT_FOUND: one of them is not exported here.
+        RESOURCE_EXHAUSTED: the caller reads too slowly; the next snapshot has it all. UNAVAILABLE: the
+        exchange stops.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """What this exchange is, handles, exports and is linked to. Not yet: UNIMPLEMENTED.
+        """What this exchange is, handles, exports and is linked to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,19 +58,27 @@ class ExchangeServiceStub:
     Observing claims nothing. An observer that is too slow misses messages, and is told how many.
     """
     Trace: _grpc.UnaryUnaryMultiCallable[_service_pb2.TraceRequest, _service_pb2.TraceResponse]
-    """What is known here of a message: everything with the same root, to be drawn as a tree.
-    NOT_FOUND: this exchange knows nothing (or no longer) of that id.
+    """What is known of a message: everything with the same root, to be drawn as a tree. The exchanges
+    that the messages have passed are asked too, and what could not be asked is named, within the
+    deadline of the call. NOT_FOUND: nobody who was asked knows that id (any longer).
     """
     Why: _grpc.UnaryUnaryMultiCallable[_service_pb2.WhyRequest, _service_pb2.WhyResponse]
-    """Why a value is what it is, or a message was or was not handled. Not yet: UNIMPLEMENTED."""
+    """Why an exported state name has its value, or what became of a message, back to where it began.
+    NOT_FOUND: no such name is exported here, and no such message is known.
+    """
     GetState: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetStateRequest, _service_pb2.GetStateResponse]
-    """Reads an exported state name. Not yet: UNIMPLEMENTED."""
+    """Reads an exported state name. NOT_FOUND: no such name is exported here."""
     SetState: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetStateRequest, _service_pb2.SetStateResponse]
-    """Sets an accepted state name. Not yet: UNIMPLEMENTED."""
+    """Sets an accepted state name. NOT_FOUND: no such name is accepted here. ABORTED: its revision is
+    another than the one expected.
+    """
     WatchState: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchStateRequest, _service_pb2.WatchStateResponse]
-    """A snapshot of exported state names, then every change. Not yet: UNIMPLEMENTED."""
+    """A snapshot of exported state names, then every change. NOT_FOUND: one of them is not exported here.
+    RESOURCE_EXHAUSTED: the caller reads too slowly; the next snapshot has it all. UNAVAILABLE: the
+    exchange stops.
+    """
     Describe: _grpc.UnaryUnaryMultiCallable[_service_pb2.DescribeRequest, _service_pb2.DescribeResponse]
-    """What this exchange is, handles, exports and is linked to. Not yet: UNIMPLEMENTED."""
+    """What this exchange is, handles, exports and is linked to."""
 
 @_typing.type_check_only
 class ExchangeServiceAsyncStub(ExchangeServiceStub):
@@ -101,19 +109,27 @@ class ExchangeServiceAsyncStub(ExchangeServiceStub):
     Observing claims nothing. An observer that is too slow misses messages, and is told how many.
     """
     Trace: _aio.UnaryUnaryMultiCallable[_service_pb2.TraceRequest, _service_pb2.TraceResponse]  # type: ignore[assignment]
-    """What is known here of a message: everything with the same root, to be drawn as a tree.
-    NOT_FOUND: this exchange knows nothing (or no longer) of that id.
+    """What is known of a message: everything with the same root, to be drawn as a tree. The exchanges
+    that the messages have passed are asked too, and what could not be asked is named, within the
+    deadline of the call. NOT_FOUND: nobody who was asked knows that id (any longer).
     """
     Why: _aio.UnaryUnaryMultiCallable[_service_pb2.WhyRequest, _service_pb2.WhyResponse]  # type: ignore[assignment]
-    """Why a value is what it is, or a message was or was not handled. Not yet: UNIMPLEMENTED."""
+    """Why an exported state name has its value, or what became of a message, back to where it began.
+    NOT_FOUND: no such name is exported here, and no such message is known.
+    """
     GetState: _aio.UnaryUnaryMultiCallable[_service_pb2.GetStateRequest, _service_pb2.GetStateResponse]  # type: ignore[assignment]
-    """Reads an exported state name. Not yet: UNIMPLEMENTED."""
+    """Reads an exported state name. NOT_FOUND: no such name is exported here."""
     SetState: _aio.UnaryUnaryMultiCallable[_service_pb2.SetStateRequest, _service_pb2.SetStateResponse]  # type: ignore[assignment]
-    """Sets an accepted state name. Not yet: UNIMPLEMENTED."""
+    """Sets an accepted state name. NOT_FOUND: no such name is accepted here. ABORTED: its revision is
+    another than the one expected.
+    """
     WatchState: _aio.UnaryStreamMultiCallable[_service_pb2.WatchStateRequest, _service_pb2.WatchStateResponse]  # type: ignore[assignment]
-    """A snapshot of exported state names, then every change. Not yet: UNIMPLEMENTED."""
+    """A snapshot of exported state names, then every change. NOT_FOUND: one of them is not exported here.
+    RESOURCE_EXHAUSTED: the caller reads too slowly; the next snapshot has it all. UNAVAILABLE: the
+    exchange stops.
+    """
     Describe: _aio.UnaryUnaryMultiCallable[_service_pb2.DescribeRequest, _service_pb2.DescribeResponse]  # type: ignore[assignment]
-    """What this exchange is, handles, exports and is linked to. Not yet: UNIMPLEMENTED."""
+    """What this exchange is, handles, exports and is linked to."""
 
 class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
     """An exchange. `Peer` makes the caller an exchange as well, with everything that follows; the other
@@ -177,8 +193,9 @@ class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.TraceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.TraceResponse, _abc.Awaitable[_service_pb2.TraceResponse]]:
-        """What is known here of a message: everything with the same root, to be drawn as a tree.
-        NOT_FOUND: this exchange knows nothing (or no longer) of that id.
+        """What is known of a message: everything with the same root, to be drawn as a tree. The exchanges
+        that the messages have passed are asked too, and what could not be asked is named, within the
+        deadline of the call. NOT_FOUND: nobody who was asked knows that id (any longer).
         """
 
     @_abc_1.abstractmethod
@@ -187,7 +204,9 @@ class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.WhyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.WhyResponse, _abc.Awaitable[_service_pb2.WhyResponse]]:
-        """Why a value is what it is, or a message was or was not handled. Not yet: UNIMPLEMENTED."""
+        """Why an exported state name has its value, or what became of a message, back to where it began.
+        NOT_FOUND: no such name is exported here, and no such message is known.
+        """
 
     @_abc_1.abstractmethod
     def GetState(
@@ -195,7 +214,7 @@ class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.GetStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.GetStateResponse, _abc.Awaitable[_service_pb2.GetStateResponse]]:
-        """Reads an exported state name. Not yet: UNIMPLEMENTED."""
+        """Reads an exported state name. NOT_FOUND: no such name is exported here."""
 
     @_abc_1.abstractmethod
     def SetState(
@@ -203,7 +222,9 @@ class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.SetStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.SetStateResponse, _abc.Awaitable[_service_pb2.SetStateResponse]]:
-        """Sets an accepted state name. Not yet: UNIMPLEMENTED."""
+        """Sets an accepted state name. NOT_FOUND: no such name is accepted here. ABORTED: its revision is
+        another than the one expected.
+        """
 
     @_abc_1.abstractmethod
     def WatchState(
@@ -211,7 +232,10 @@ class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.WatchStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.WatchStateResponse], _abc.AsyncIterator[_service_pb2.WatchStateResponse]]:
-        """A snapshot of exported state names, then every change. Not yet: UNIMPLEMENTED."""
+        """A snapshot of exported state names, then every change. NOT_FOUND: one of them is not exported here.
+        RESOURCE_EXHAUSTED: the caller reads too slowly; the next snapshot has it all. UNAVAILABLE: the
+        exchange stops.
+        """
 
     @_abc_1.abstractmethod
     def Describe(
@@ -219,6 +243,6 @@ class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.DescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.DescribeResponse, _abc.Awaitable[_service_pb2.DescribeResponse]]:
-        """What this exchange is, handles, exports and is linked to. Not yet: UNIMPLEMENTED."""
+        """What this exchange is, handles, exports and is linked to."""
 
 def add_ExchangeServiceServicer_to_server(servicer: ExchangeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
