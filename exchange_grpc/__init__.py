@@ -7,12 +7,18 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     errors, kernel, limits      the error tree; the signal kernel; every bound
     patterns, payload           names and what fits them; Python values <-> JSON
     message, frames             what travels; what two peers say
-    wire, ledger                both <-> bytes; what happened and because of what
+    wire                        both <-> bytes
+    ledger, traces              what happened and because of what; put together of several
     graph, reactive, tasks      state: the algorithm, transactions, asyncio and the clock
-    peer, discovery, routing    one link's session; the way to what is far; who takes a message
-    handlers, transports        what runs; what carries
-    service                     gRPC doors for callers who are no exchange
+    changes                     what has changed in the state, and who watches
+    peer, discovery             one link's session; the way to what is far
+    scatter, routing            a request to many; who takes a message
+    handlers, observers         what runs; what looks on
+    transports, links           what carries; who is linked
+    system, service             what every exchange answers; gRPC doors for callers who are none
+    remote                      the state of another exchange
     exchange                    all of it together, and the only loop
+    blocking                    a client for scripts and notebooks
     cli                         the command line, with demo, tree, console and doctor
 """
 
@@ -36,8 +42,9 @@ from .errors import (
     Unhandled,
     UnknownName,
 )
-from .exchange import Exchange, Peer
+from .exchange import Exchange, Peer, Replies
 from .message import Hop, Kind, Message, Outcome, Seen
+from .remote import RemoteState, StateValue
 from .tasks import State
 from .version import VERSION
 
@@ -61,11 +68,14 @@ __all__ = [
     "Outcome",
     "Peer",
     "Refused",
+    "RemoteState",
+    "Replies",
     "RequestError",
     "Seen",
     "SideEffect",
     "State",
     "StateError",
+    "StateValue",
     "SubscriberError",
     "Unavailable",
     "Unhandled",

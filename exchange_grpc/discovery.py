@@ -143,6 +143,14 @@ class Discovery:
         """The links behind which the target is, with the hops from here."""
         return self._ways.get(target) or {}
 
+    def known(self) -> Iterator[tuple[str, str, str, int]]:
+        """Kind, key, link and hops of every way."""
+        return ((*target, link, hops) for target, ways in self._ways.items() for link, hops in ways.items())
+
+    def load(self) -> dict[str, int]:
+        """How much is under way and remembered, by the names of `exchange.stats`."""
+        return {"open_questions": len(self._questions), "held": self._held, "routes": len(self._ways)}
+
     def learn(self, target: Target, link: str, hops: int) -> None:
         """The target is that many hops from here by this link."""
         ways = self._ways.get(target)

@@ -5,7 +5,8 @@ used in:
 
     bytes -> Link -> Session -> kernel queue -> Router -> Handlers, or Session -> Link -> bytes
 
-This module owns the links, the clock and the timer, and answers the signals of `routing.py`.
+This module owns the clock and the timer, and answers the signals of `routing.py`; the links are in `links.py`,
+what is said to those who ask about this exchange in `system.py`.
 """
 
 import asyncio
@@ -15,45 +16,63 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from .changes import Changes
 from .errors import (
     AddressError,
     Code,
     ExchangeError,
     HandlerFailed,
     InvalidMessage,
-    LinkError,
+    LimitExceeded,
     Refused,
     RequestError,
+    StateError,
     Unavailable,
+    UnknownName,
 )
-from .frames import PROTOCOL, Answer, Interest, Introduction, Query
+from .frames import Answer, Introduction, Query
 from .handlers import Ending, Handlers, Invocation, current
 from .kernel import Kernel
-from .ledger import Ledger
-from .limits import LINKS, MESSAGE_BYTES, MESSAGE_SECONDS, REQUEST_SECONDS, STOP_SECONDS
+from .ledger import Ledger, Span
+from .limits import (
+    BATCH_BYTES,
+    MESSAGE_BYTES,
+    MESSAGE_SECONDS,
+    REPLIES,
+    REPLIES_BYTES,
+    REQUEST_SECONDS,
+    STOP_SECONDS,
+)
+from .links import Links
 from .message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
-from .patterns import RESERVED, check_id, check_name, is_pattern, shown
-from .peer import Event, Opened, Received, Rejected, Session
-from .routing import HERE, Arrival, Failure, Lost, Neighbour, Rejection, Router
+from .observers import LOG_EVENT, LogEvents, Observers
+from .patterns import RESERVED, check_id, check_name, is_pattern
+from .reactive import Transaction
+from .remote import RemoteState
+from .routing import HERE, Arrival, Failure, Router
+from .system import System
 from .tasks import State
 from .transports import Listener, Transport, scheme_of
 from .transports.link import Link
 from .transports.local import LocalTransport
-from .version import AGENT
 from .wire import check_headers, pack
 
 F = TypeVar("F", bound=Callable[..., Any])
 Remove = Callable[[], None]
 _FOREVER = 1e9  # seconds: what the wire says of a longer timeout; it counts microseconds
+_ENOUGH = 64  # replies that wait while a handler of this process may go on
 STATE_SIGNALS = ("set", "get", "run", "check circle")  # what `sig` reaches of the kernel itself
 
 log = logging.getLogger(__name__)
+_package_log = logging.getLogger(__package__)
 
 
 class Peer:
@@ -71,7 +90,7 @@ class Peer:
     @property
     def closed(self) -> bool:
         """The link is gone."""
-        return self._exchange._peers.get(self.id) is not self
+        return self._exchange._links.peers.get(self.id) is not self
 
     @property
     def handles(self) -> frozenset[str]:
@@ -95,6 +114,24 @@ class Peer:
         """As `Exchange.request`, over this link first; the peer handles it or passes it on."""
         return (await self._exchange._ask(name, value, to, timeout, headers, via=self.id)).value
 
+    def request_many(
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        to: str = "",
+        max: int | None = None,
+        timeout: float | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> "Replies":
+        """As `Exchange.request_many`, to this peer and whoever is behind it."""
+        return Replies(self._exchange, name, value, to, max, timeout, headers, via=self.id)
+
+    @property
+    def state(self) -> RemoteState:
+        """What it shares of its state."""
+        return self._exchange.state_of(self.id)
+
     def on(self, name: str, function: F | None = None) -> Any:
         """As `Exchange.on` with an exact name, for what comes over this link only."""
         if function is None:
@@ -110,14 +147,121 @@ class Peer:
         await self._link.close()
 
 
+class Replies:
+    """The replies to a request to many, as they come: `async for reply in app.request_many(...)`.
+
+    Each is a Message, with the `value`, or with the `error` of a handler that failed; `from_` says of whom it is. It
+    ends when all who handle the name have ended, when there were `max`, or when the time is over; then `lost` names
+    the exchanges whose replies are lost or did not all come. The request leaves with the first step. Leaving
+    early, by `aclose()` or at the end of `async with`, cancels the handlers.
+    """
+
+    def __init__(
+        self,
+        exchange: "Exchange",
+        name: str,
+        value: Any,
+        to: str,
+        max: int | None,
+        timeout: float | None,
+        headers: Mapping[str, str],
+        via: str | None = None,
+    ) -> None:
+        if max is not None and max < 1:
+            raise ValueError("max is at least 1")
+        self.lost: tuple[str, ...] = ()
+        self._exchange = exchange
+        self._arguments = (name, value, to, timeout, headers)
+        self._max = max
+        self._via = via
+        self._taken = 0
+        self._request: Message | None = None
+        self._waiting: deque[Message] = deque()
+        self._bytes = 0
+        self.over = False  # nothing more will come
+        self._error: Exception | None = None  # ... because of this
+        self._changed = asyncio.Event()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        if self._request is None and not self.over:
+            self._request = self._exchange._ask_many(self, *self._arguments, self._via)
+        while not self._waiting and not self.over:
+            self._changed.clear()
+            try:
+                await self._changed.wait()
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+        if self._waiting:
+            reply = self._waiting.popleft()
+            self._bytes -= len(reply.payload)
+            self._changed.set()
+            self._taken += 1
+            if self._taken == self._max:
+                await self.aclose()
+            return reply
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Take no more of them."""
+        self._waiting.clear()
+        self._changed.set()
+        if not self.over:
+            self.over = True
+            if self._request is not None:
+                self._exchange._withdraw_own(self._request)
+
+    def take(self, reply: Message) -> None:
+        """One came."""
+        if self.over:
+            return
+        if reply.lost is not None:
+            self.lost = reply.lost
+            self.end(reply.error)
+        elif len(self._waiting) >= REPLIES or self._bytes > REPLIES_BYTES:
+            if self._request is not None:
+                self._exchange._withdraw_own(self._request)
+            self.end(LimitExceeded(f"more than {REPLIES} replies or {REPLIES_BYTES} bytes wait to be taken"))
+        else:
+            self._waiting.append(reply)
+            self._bytes += len(reply.payload)
+            self._changed.set()
+            if reply.last and self._arguments[2]:  # the one who was asked
+                self.end(None)
+
+    def end(self, error: Exception | None) -> None:
+        """No more will come."""
+        self.over, self._error = True, error
+        self._changed.set()
+
+    async def room(self) -> None:
+        """Wait until whoever asked has taken some."""
+        while (len(self._waiting) >= _ENOUGH or self._bytes >= BATCH_BYTES) and not self.over:
+            self._changed.clear()
+            await self._changed.wait()
+
+
 class Exchange:
     """A process, or a part of one, that handles, emits and routes messages.
 
     `id` names it in its mesh (1 to 64 of `A-Z a-z 0-9 _ -`; made up if not given). `state` holds its
     reactive values: plain ones and callables, see `State`. `handlers` maps names to functions, see
-    `handle`. `relay` says whether it passes on messages of others: by default it does from when it
-    listens, or another exchange of the process connects to it. `balance` chooses among several that
-    handle a name: `round_robin`, `least_pending`, `random` or `sticky:HEADER`.
+    `handle`. `exports` are the names of the state that peers may read and watch, `accepts` those of its
+    plain values that they may set; by default none. `relay` says whether it passes on messages of others:
+    by default it does from when it listens, or another exchange of the process connects to it. `balance`
+    chooses among several that handle a name: `round_robin`, `least_pending`, `random` or `sticky:HEADER`.
 
     Used within one asyncio loop; close it with `await app.close()` or `async with app:`.
     """
@@ -128,6 +272,8 @@ class Exchange:
         *,
         state: Mapping[str, Any] | None = None,
         handlers: Mapping[str, Callable[..., Any]] | None = None,
+        exports: Iterable[str] = (),
+        accepts: Iterable[str] = (),
         relay: bool | None = None,
         balance: str = "round_robin",
     ) -> None:
@@ -140,23 +286,21 @@ class Exchange:
         self._origin = Origin(self.id, self.epoch, time.time() - time.monotonic())
         self._ledger = Ledger(self.id)
         self._router = Router(self._origin, self.kernel, self._ledger, balance=balance, draw=random.randrange)
-        self._handlers = Handlers(self.id, self._now, self._offer, self._subscribe)
+        self._handlers = Handlers(self.id, self._now, self._offer, self._subscribe, self._reply_more)
+        self._observers = Observers(self._handlers.threads)
         self._relay = relay
         self._router.relay = bool(relay)
-        self._links: dict[str, Link] = {}
-        self._peers: dict[str, Peer] = {}
-        self._opening: dict[Link, asyncio.Future[Peer]] = {}
-        self._open_links: set[Link] = set()
         self._accepting: set[asyncio.Task[None]] = set()
         self._listeners: list[Listener] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._replies: dict[str, Replies] = {}
         self._dispatching: dict[str, asyncio.Future[None]] = {}
+        self._log: LogEvents | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._running = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._revision = 0
         self.kernel.immediate.update(
             {
                 "deliver": self._deliver,
@@ -172,14 +316,51 @@ class Exchange:
         )
         self.state = State(dict(state or {}), kernel=self.kernel, cause=_current_id)
         self.kernel.state = self.state
+        exported, accepted = frozenset(exports), frozenset(accepts)
+        self._check_shared(exported, accepted)
+        self._changes = Changes(self.state, self.epoch)
         self.state.on_commit(self._committed)
-        self._handlers.handle("exchange.peers", self._answer_peers, system=True)
-        self._handlers.handle("exchange.trace", self._answer_trace, system=True)
+        self._links: Links[Peer] = Links(
+            self.id,
+            self.epoch,
+            tuple(sorted(exported)),
+            kernel=self.kernel,
+            router=self._router,
+            now=self._now,
+            linked=self._linked,
+            unlinked=self._unlinked,
+            run=self._run,
+        )
+        self._system = System(
+            self.id,
+            exported,
+            accepted,
+            self.state,
+            self._changes,
+            self._ledger,
+            self._router,
+            self._handlers,
+            self._observers,
+            self._links,
+            self._now,
+            self.request,
+            self.request_many,
+        )
+        self._system.install()
+        self._ledger.bad_end = self._ended_badly
         for name, function in (handlers or {}).items():
             self.handle(name, function)
 
     def __repr__(self) -> str:
-        return f"<Exchange {self.id}, {len(self._peers)} peers>"
+        return f"<Exchange {self.id}, {len(self._links.peers)} peers>"
+
+    def _check_shared(self, exports: frozenset[str], accepts: frozenset[str]) -> None:
+        for name in sorted(exports | accepts):
+            check_name(name)
+            if name not in self.state:
+                raise UnknownName(name)
+        if computed := sorted(name for name in accepts if self.state.is_computed(name)):
+            raise StateError(f"{computed[0]!r} is a computed value and cannot be set, so it cannot be accepted")
 
     # ------------------------------------------------------------------------------------- handle and listen
 
@@ -213,7 +394,7 @@ class Exchange:
         It claims nothing. `*` stands for one token, `**` for any number, `*` alone for everything. An
         observer that is too slow misses messages. Returns what takes it away again.
         """
-        return self._handlers.observe(pattern, function)
+        return self._with_log(self._observers.observe(pattern, function))
 
     def subscribe(self, pattern: str, function: F | None = None) -> Any:
         """Run `function(msg)` for every publication, anywhere in the mesh, whose name fits `pattern`.
@@ -252,6 +433,48 @@ class Exchange:
         """
         return (await self._ask(name, value, to, timeout, headers)).value
 
+    def request_many(
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        to: str = "",
+        max: int | None = None,
+        timeout: float | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Replies:
+        """Send a request to every exchange within reach that handles `name`, or to `to`: `async for` gives the replies.
+
+        Each may reply many times, as a handler does that is an async generator. `max` is how many replies are
+        wanted, `timeout` the seconds until no more are waited for: 30, or what is left to the request being handled,
+        if none is given. The iteration raises Unhandled if nobody handles the name, InvalidMessage for what
+        cannot be sent. See `Replies`.
+        """
+        return Replies(self, name, value, to, max, timeout, headers)
+
+    def state_of(self, exchange: str) -> RemoteState:
+        """What another exchange, anywhere in the mesh, shares of its state."""
+        return RemoteState(check_id(exchange), self.request, self.request_many)
+
+    async def trace(self, id: str) -> dict[str, Any]:
+        """All that is known of the message `id` and of those with the same root, here and where they have been.
+
+        The shape is that of `exchange.trace`. Raises Refused (`NOT_FOUND`) if nobody knows it.
+        """
+        self._enter()
+        return await self._system.trace(id, self._now() + REQUEST_SECONDS)
+
+    async def why(self, key: str) -> dict[str, Any]:
+        """Why a name of the state has its value, or what became of the message with this id.
+
+        The shape is that of `exchange.why`. Raises Refused (`NOT_FOUND`) if there is neither.
+        """
+        self._enter()
+        deadline = self._now() + REQUEST_SECONDS
+        if key in self.state:
+            return await self._system.why_value(key, deadline, None)
+        return await self._system.why_message(key, deadline)
+
     async def publish(self, name: str, value: Any = None, *, headers: Mapping[str, str] = NO_HEADERS) -> str:
         """Send a message to every exchange of the mesh that subscribes to `name`, once each. Returns its id."""
         return await self._send(Kind.PUBLISH, name, value, "", headers)
@@ -276,25 +499,63 @@ class Exchange:
         headers: Mapping[str, str],
         via: str | None = None,
     ) -> Message:
-        invocation = current.get()
-        if timeout is not None:
-            if math.isnan(timeout):
-                raise ValueError("timeout is a number of seconds, not NaN")
-            timeout = min(timeout, _FOREVER)
-        else:
-            timeout = REQUEST_SECONDS
-            if invocation is not None:
-                timeout = min(timeout, invocation.message.deadline - self._now())
-        message = self._compose(Kind.REQUEST, name, value, to, headers, timeout)
+        message = self._compose(Kind.REQUEST, name, value, to, headers, self._time_for(timeout))
         reply = await self._await_reply(message, via)
+        invocation = current.get()
         if invocation is not None:
             invocation.context = invocation.context.then(reply)
         if reply.error is not None:
             raise reply.error
         return reply
 
+    def _time_for(self, timeout: float | None) -> float:
+        """The seconds that a request has."""
+        if timeout is not None:
+            if math.isnan(timeout):
+                raise ValueError("timeout is a number of seconds, not NaN")
+            return min(timeout, _FOREVER)
+        invocation = current.get()
+        if invocation is None:
+            return REQUEST_SECONDS
+        return min(REQUEST_SECONDS, invocation.message.deadline - self._now())
+
+    def _ask_many(
+        self,
+        replies: Replies,
+        name: str,
+        value: Any,
+        to: str,
+        timeout: float | None,
+        headers: Mapping[str, str],
+        via: str | None,
+    ) -> Message:
+        """Send the request of `replies`."""
+        message = self._compose(Kind.REQUEST, name, value, to, headers, self._time_for(timeout), many=True)
+        self._emit_many(replies, message, via)
+        return message
+
+    def _emit_many(self, replies: Replies, message: Message, via: str | None = None) -> None:
+        self._enter()
+        self._replies[message.id] = replies
+        self._signal("route", Arrival(message, HERE, self._now(), via))
+
+    def _withdraw_own(self, request: Message) -> None:
+        """Nobody waits for the answer to this request of ours any more."""
+        self._replies.pop(request.id, None)
+        if not self._closed:
+            cancel = self._origin.make(Kind.CANCEL, request.name, Context.of(request), self._now(), reply_to=request.id)
+            self._signal("route", Arrival(cancel, HERE, self._now()))
+
     def _compose(
-        self, kind: Kind, name: str, value: Any, to: str, headers: Mapping[str, str], seconds: float
+        self,
+        kind: Kind,
+        name: str,
+        value: Any,
+        to: str,
+        headers: Mapping[str, str],
+        seconds: float,
+        *,
+        many: bool = False,
     ) -> Message:
         check_name(name)
         if to:
@@ -303,7 +564,7 @@ class Exchange:
         invocation = current.get()
         message = self._origin.make(
             kind, name, Context() if invocation is None else invocation.context, self._now(),
-            to=to, payload=payload, content_type=content_type, seconds=seconds,
+            to=to, payload=payload, content_type=content_type, seconds=seconds, many=many,
             headers=check_headers(dict(headers)) if headers else NO_HEADERS,
         )  # fmt: skip
         if len(payload) > MESSAGE_BYTES // 2:  # a smaller one has room enough for all the rest
@@ -322,7 +583,7 @@ class Exchange:
             del self._dispatching[message.id]
         # Whoever sends much must let the writers run. A send waits for its link; what goes to many
         # must not wait for the slowest of them.
-        crowded = [link for link in self._links.values() if link.session.full]
+        crowded = [link for link in self._links.by_peer.values() if link.session.full]
         if crowded and message.kind is Kind.SEND:
             for link in crowded:
                 await link.room()
@@ -338,18 +599,14 @@ class Exchange:
             self._signal("route", Arrival(message, HERE, self._now(), via))
             return await future
         except asyncio.CancelledError:
-            if not self._closed:
-                cancel = self._origin.make(
-                    Kind.CANCEL, message.name, Context.of(message), self._now(), reply_to=message.id
-                )
-                self._signal("route", Arrival(cancel, HERE, self._now()))
+            self._withdraw_own(message)
             raise
         finally:
             del self._waiting[message.id]
 
     def watch(self, pattern: str, watcher: Callable[[Message, Seen], None]) -> Remove:
         """See `transports.Host`."""
-        return self._handlers.watch(pattern, watcher)
+        return self._with_log(self._observers.watch(pattern, watcher))
 
     async def relay_send(self, message: Message) -> str:
         """See `transports.Host`."""
@@ -361,14 +618,21 @@ class Exchange:
         """See `transports.Host`."""
         return await self._await_reply(self._adopt(message, Kind.REQUEST, timeout))
 
-    def _adopt(self, message: Message, kind: Kind, seconds: float | None = None) -> Message:
+    def relay_many(self, message: Message, timeout: float | None) -> Replies:
+        """See `transports.Host`."""
+        replies = Replies(self, message.name, None, message.to, None, timeout, NO_HEADERS)
+        replies._request = self._adopt(message, Kind.REQUEST, timeout, many=True)
+        self._emit_many(replies, replies._request)
+        return replies
+
+    def _adopt(self, message: Message, kind: Kind, seconds: float | None = None, *, many: bool = False) -> Message:
         """A message of our own that carries what `message` does, for a caller who is no exchange."""
         now = self._now()
         left = message.deadline - now
         return self._origin.make(
             kind, message.name, Context(traceparent=message.hop_trace.traceparent), now,
             to=message.to, payload=message.payload, content_type=message.content_type, headers=message.headers,
-            seconds=left if seconds is None else min(left, seconds),
+            seconds=left if seconds is None else min(left, seconds), many=many,
         )  # fmt: skip
 
     # ---------------------------------------------------------------------------------------- inside handlers
@@ -400,7 +664,7 @@ class Exchange:
             self._route_own(self._compose(Kind.SEND, name, value, "", NO_HEADERS, MESSAGE_SECONDS))
         elif request.kind is Kind.REQUEST and invocation.running and not invocation.answered:
             check_name(name)
-            self._answer(invocation, name, value)
+            self._answer(invocation, name, value, last=not request.many)
         else:
             self._route_own(self._compose(Kind.SEND, name, value, request.from_, NO_HEADERS, MESSAGE_SECONDS))
         return None
@@ -408,16 +672,36 @@ class Exchange:
     def _route_own(self, message: Message) -> None:
         self._signal("route", Arrival(message, HERE, self._now()))
 
-    def _answer(self, invocation: Invocation, name: str, value: Any, error: RequestError | None = None) -> None:
+    def _answer(
+        self,
+        invocation: Invocation,
+        name: str,
+        value: Any,
+        error: RequestError | None = None,
+        *,
+        last: bool = True,
+        lost: tuple[str, ...] | None = None,
+    ) -> None:
         """Reply to the request of this invocation. Raises InvalidMessage if the value cannot be sent."""
         request = invocation.message
         payload, content_type = encode_value(value)
-        invocation.answered = True
+        invocation.answered = last
         reply = self._origin.make(
-            Kind.REPLY, name, invocation.context, self._now(),
-            to=request.from_, payload=payload, content_type=content_type, reply_to=request.id, last=True, error=error,
+            Kind.REPLY, name, invocation.context, self._now(), to=request.from_,
+            payload=payload, content_type=content_type, reply_to=request.id, last=last, error=error, lost=lost,
         )  # fmt: skip
         self._route_own(reply)
+
+    async def _reply_more(self, invocation: Invocation, value: Any) -> None:
+        """One of many replies; returns when there is room for the next."""
+        self._answer(invocation, invocation.message.name, value, last=False)
+        link = self._links.by_peer.get(invocation.link or "")
+        replies = self._replies.get(invocation.message.id)
+        if link is not None and link.session.full:
+            await link.room()
+        elif replies is not None:
+            await replies.room()
+        await asyncio.sleep(0)  # a generator that never waits must let others run
 
     def _ended(self, invocation: Invocation, ending: Ending) -> None:
         """A handler has ended: record it, and answer what it left unanswered."""
@@ -425,7 +709,10 @@ class Exchange:
         error = ending.error
         if message.kind is Kind.REQUEST and not invocation.answered:
             try:
-                self._answer(invocation, message.name, None if error else ending.result, error)
+                # To many, who returned nothing has said all by now.
+                silent = message.many and error is None and ending.result is None
+                value = None if error else ending.result
+                self._answer(invocation, message.name, value, error, lost=() if silent else None)
             except InvalidMessage as problem:
                 log.error("the answer of %s to %s cannot be sent: %s", ending.by, message.id, problem)
                 text = f"the answer of the handler of {message.name} cannot be said in JSON"
@@ -447,7 +734,7 @@ class Exchange:
     @property
     def peers(self) -> tuple[Peer, ...]:
         """The exchanges that are linked to this one."""
-        return tuple(self._peers.values())
+        return tuple(self._links.peers.values())
 
     async def connect(
         self,
@@ -504,27 +791,6 @@ class Exchange:
         self._start_relaying()
         return listener.url
 
-    async def _dial(self, transport: Transport) -> Peer:
-        loop = self._enter()
-        link = self._link(transport, dialled=True)
-        try:
-            await transport.connect()
-            self._enter()  # or it was closed meanwhile
-        except BaseException:
-            await transport.disconnect()
-            raise
-        future: asyncio.Future[Peer] = loop.create_future()
-        self._opening[link] = future
-        self._open_links.add(link)
-        link.start()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            await link.close()
-            raise
-        finally:
-            self._opening.pop(link, None)
-
     def _accept_local(self, transport: LocalTransport) -> None:
         loop = self._enter()
         self._start_relaying()
@@ -537,143 +803,66 @@ class Exchange:
         self._accepting.add(task)
         task.add_done_callback(self._accepting.discard)
 
+    async def _dial(self, transport: Transport) -> Peer:
+        self._enter()
+        return await self._links.dial(transport, self._enter)  # it may be closed meanwhile
+
     async def accept(self, transport: Transport) -> None:
         """See `transports.Host`."""
         self._enter()
-        link = self._link(transport, dialled=False)
-        if len(self._open_links) >= LINKS:
-            link.session.goodbye(Code.RESOURCE_EXHAUSTED, f"{self.id} has {LINKS} links already")
-        self._open_links.add(link)
-        link.start()
-        await link.over.wait()
-
-    def _link(self, transport: Transport, *, dialled: bool) -> Link:
-        return Link(transport, Session(self._introduction(), dialled=dialled, now=self._now()), self, self._now)
-
-    def _introduction(self, protocol: int = PROTOCOL) -> Introduction:
-        router = self._router
-        return Introduction(
-            self.id,
-            self.epoch,
-            min(protocol, PROTOCOL),
-            agent=AGENT,
-            relay=router.relay,
-            revision=self._revision,
-            handles=tuple(sorted(name for name in router.offers if not name.startswith(RESERVED))),
-            subscribes=tuple(sorted(router.subscriptions)),
-        )
+        await self._links.accept(transport)
 
     def _start_relaying(self) -> None:
         if self._relay is None and not self._router.relay:
             self._router.relay = True
-            self._tell_interest(relay=True)
+            self._links.announce(relay=True)
 
-    def _tell_interest(self, **change: Any) -> None:
-        self._revision += 1
-        for link in self._links.values():
-            link.session.announce(**change)
-            link.wake()
+    def _linked(self, link: Link, peer: Introduction) -> Peer:
+        self._event("peer.connected", {"id": peer.exchange, "agent": peer.agent, "relay": peer.relay})
+        return Peer(self, link, peer)
 
-    # --------------------------------------------------------------------------------- what links say to us
+    def _unlinked(self, id: str, reason: str) -> None:
+        self._event("peer.lost", {"id": id, "reason": reason})
 
-    def heard(self, link: Link, events: list[Event]) -> None:
-        """See `link.Owner`."""
-        now = self._now()
-        sig = self.kernel.sig
-        for event in events:
-            if isinstance(event, Received):
-                sig("route", Arrival(event.message, self._id_of(link), now))
-            elif isinstance(event, Opened):
-                self._opened(link, event.peer)
-            elif isinstance(event, Interest):
-                sig("peer.interest", (self._id_of(link), event, now))
-            elif isinstance(event, Query):
-                sig("peer.asked", (self._id_of(link), event, now))
-            elif isinstance(event, Answer):
-                sig("peer.answered", (self._id_of(link), event, now))
-            elif isinstance(event, Rejected):
-                sig("rejected", Rejection(self._id_of(link), event.id, event.error, now))
-        self._run()
+    # ------------------------------------------------------------------------------------------------ events
 
-    def _id_of(self, link: Link) -> str:
-        peer = link.session.peer
-        return peer.exchange if peer is not None and self._links.get(peer.exchange) is link else ""
+    def _with_log(self, remove: Remove) -> Remove:
+        """The log of the package is followed as long as somebody observes it."""
+        self._follow_log()
 
-    def _opened(self, link: Link, peer: Introduction) -> None:
-        known = self._links.get(peer.exchange)
-        session = link.session
-        if known is not None:
-            # Two who dial each other at the same time keep the link that the smaller id dialled.
-            if session.dialled and not known.session.dialled and self.id < peer.exchange:
-                self._part(known, "a link that was dialled at the same time takes its place")
-            else:
-                session.goodbye(Code.ALREADY_EXISTS, f"{peer.exchange} is linked to {self.id} already")
-                self._settle(link, existing=peer.exchange)
-                return
-        if not session.dialled:
-            session.welcome(self._introduction(peer.protocol))
-        elif session.me.revision != self._revision:  # what changed since the Hello was written
-            self._catch_up(session)
-        self._links[peer.exchange] = link
-        self._peers[peer.exchange] = Peer(self, link, peer)
-        self.kernel.sig(
-            "peer.connect", Neighbour(peer.exchange, peer.relay, peer.handles, peer.subscribes, self._now())
-        )
-        self._settle(link, existing=peer.exchange)
+        def forget() -> None:
+            remove()
+            self._follow_log()
 
-    def _catch_up(self, session: Session) -> None:
-        said, now = session.me, self._introduction()
-        session.announce(
-            handles=sorted({*now.handles} - {*said.handles}),
-            subscribes=sorted({*now.subscribes} - {*said.subscribes}),
-            no_longer_handles=sorted({*said.handles} - {*now.handles}),
-            no_longer_subscribes=sorted({*said.subscribes} - {*now.subscribes}),
-            relay=now.relay,
-        )
+        return forget
 
-    def _settle(self, link: Link, *, existing: str) -> None:
-        future = self._opening.get(link)
-        if future is not None and not future.done():
-            future.set_result(self._peers[existing])
+    def _follow_log(self) -> None:
+        wanted = self._observers.wants(LOG_EVENT) and not self._closed
+        if wanted and self._log is None:
+            self._log = LogEvents(self._logged)
+            _package_log.addHandler(self._log)
+        elif not wanted and self._log is not None:
+            _package_log.removeHandler(self._log)
+            self._log = None
 
-    def _part(self, link: Link, reason: str) -> None:
-        link.session.goodbye(Code.ALREADY_EXISTS, reason)
-        self._gone(link)
-        link.wake()
+    def _logged(self, value: dict[str, Any]) -> None:
+        """A record was logged, by any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(self._event, "log", value)
 
-    def late(self, link: Link, expired: list[Message]) -> None:
-        """See `link.Owner`."""
-        self._signal("expired", (expired, self._now()))
+    def _event(self, name: str, value: dict[str, Any], context: Context | None = None) -> None:
+        """Something happened here: show it to those who observe events."""
+        name = f"{RESERVED}event.{name}"
+        if self._observers.wants(name):
+            payload, _ = encode_value(value)
+            event = self._origin.make(Kind.SEND, name, context or Context(), self._now(), to=self.id, payload=payload)
+            self._observers.observed(Seen.EMITTED, event)
 
-    def half_closed(self, link: Link) -> None:
-        """See `link.Owner`: what it asked is still answered, then the link ends."""
-        peer = link.session.peer
-        routed = self._router.links.get(peer.exchange) if peer is not None else None
-        if routed is None or self._links.get(routed.id) is not link or not routed.came:
-            link.session.goodbye()
-            link.wake()
-
-    def lost(self, link: Link, reason: str) -> None:
-        """See `link.Owner`."""
-        future = self._opening.get(link)
-        if future is not None and not future.done():
-            ended = link.ended
-            if ended is not None and ended.code is Code.ALREADY_EXISTS and ended.by in self._peers:
-                future.set_result(self._peers[ended.by])
-            else:
-                future.set_exception(LinkError(f"the link was refused or lost: {reason}"))
-        self._gone(link)
-
-    def over(self, link: Link) -> None:
-        """See `link.Owner`."""
-        self._open_links.discard(link)
-
-    def _gone(self, link: Link) -> None:
-        peer = link.session.peer
-        if peer is not None and self._links.get(peer.exchange) is link:
-            del self._links[peer.exchange]
-            del self._peers[peer.exchange]
-            self._signal("peer.disconnect", Lost(peer.exchange, link.session.unsent(), self._now()))
+    def _ended_badly(self, span: Span, outcome: Outcome, by: str, reason: str) -> None:
+        what = {"id": span.id, "name": span.name, "kind": span.kind.name.lower(), "from": span.from_}
+        context = Context.of(span.header())
+        self._event(f"message.{outcome.name.lower()}", {**what, "by": by, "reason": reason}, context)
 
     # ------------------------------------------------------------------------------ what routing says to us
 
@@ -682,22 +871,14 @@ class Exchange:
         return self._handlers.deliver(message, link, (message, self._sig, self.state), self._ended)
 
     def _transmit(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
-        to, message = value
-        link = self._links[to]
-        link.session.send(message)
-        link.wake()
-        if link.read_all:
-            self.half_closed(link)
+        self._links.send(*value)
 
     def _control(self, value: tuple[str, Query | Answer], sig: Any, state: Any) -> bool:
-        to, frame = value
-        link = self._links[to]
-        link.wake()
-        return link.session.control(frame)
+        return self._links.control(*value)
 
     def _announce(self, value: tuple[tuple[str, ...], ...], sig: Any, state: Any) -> None:
         handles, subscribes, no_longer_handles, no_longer_subscribes = value
-        self._tell_interest(
+        self._links.announce(
             handles=handles,
             subscribes=subscribes,
             no_longer_handles=no_longer_handles,
@@ -706,6 +887,12 @@ class Exchange:
 
     def _resolve(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
         id, reply = value
+        replies = self._replies.get(id)
+        if replies is not None:
+            replies.take(reply)
+            if replies.over:
+                self._replies.pop(id, None)
+            return
         future = self._waiting.get(id)
         if future is not None and not future.done():
             future.set_result(reply)
@@ -735,23 +922,27 @@ class Exchange:
     def _observed(self, value: tuple[Seen, Message], sig: Any, state: Any) -> None:
         seen, message = value
         if not message.name.startswith(RESERVED):
-            self._handlers.observed(seen, message)
+            self._observers.observed(seen, message)
 
-    def _committed(self, transaction: Any) -> None:
-        """The state has changed: show it to those who observe."""
-        if not self._handlers.observing:
-            return
-        if self._loop is None or not self._loop.is_running():
-            return  # nothing runs that could be shown it
+    def _committed(self, transaction: Transaction) -> None:
+        """The state has changed: remember it, tell those who watch, and show it to those who observe."""
+        invocation = current.get()
+        mine = invocation is not None and invocation.message.id == transaction.cause
+        self._changes.commit(transaction, invocation.by if invocation is not None and mine else "")
+        self._show_sets(transaction)
+
+    def _show_sets(self, transaction: Transaction) -> None:
+        if not self._observers or self._loop is None or not self._loop.is_running():
+            return  # nobody looks, or nothing runs that could be shown it
         if threading.get_ident() != self._thread:
-            self._loop.call_soon_threadsafe(self._committed, transaction, context=copy_context())
+            self._loop.call_soon_threadsafe(self._show_sets, transaction, context=copy_context())
             return
         invocation = current.get()
         context = Context() if invocation is None else invocation.context
         for name, (_, new) in {**transaction.sets, **transaction.updates}.items():
             message = self._origin.make(Kind.SEND, name, context, self._now(), to=self.id)
             message._value = new  # as it is: an observer in this process needs no JSON
-            self._handlers.observed(Seen.SET, message)
+            self._observers.observed(Seen.SET, message)
 
     def _offer(self, name: str, offered: bool) -> None:
         if name.startswith(RESERVED):  # every exchange has it: it is not announced
@@ -778,18 +969,6 @@ class Exchange:
                 waiting = self._waiting.get(value.message.id)
             if waiting is not None and not waiting.done():
                 waiting.set_exception(told)
-
-    # -------------------------------------------------------------------------------------------- the system
-
-    def _answer_peers(self, msg: Message) -> dict[str, Any]:
-        return {"exchange": self.id, "peers": self._router.peers()}
-
-    async def _answer_trace(self, msg: Message) -> dict[str, Any]:
-        id = msg.value.get("id") if isinstance(msg.value, dict) else None
-        trace = self._ledger.trace(id) if isinstance(id, str) else None
-        if trace is None:
-            raise Refused(f"{self.id} knows no message {shown(str(id))}", code=Code.NOT_FOUND, reason="NOT_FOUND")
-        return trace
 
     # ---------------------------------------------------------------------------------------------- the loop
 
@@ -839,24 +1018,29 @@ class Exchange:
             self._closed = True
             return
         self._enter()
+        for listener in self._listeners:
+            await listener.stopping()
+        self._changes.close(Refused(f"{self.id} stops", code=Code.UNAVAILABLE, reason="STOPPING"))
         await self._handlers.wait(STOP_SECONDS)
-        await self._close_links()
+        await self._links.close()
         for listener in self._listeners:
             await listener.close()
         self._closed = True
-        await self._close_links()  # those that came in meanwhile
+        await self._links.close()  # those that came in meanwhile
         await self._handlers.close()  # and what they asked
+        await self._observers.close()
+        self._follow_log()
         if self._timer is not None:
             self._timer.cancel()
         unanswered: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._dispatching.values()]
         for future in unanswered:
             if not future.done():
                 future.set_exception(Unavailable(f"the exchange {self.id} was closed", at=self.id))
+        for replies in self._replies.values():
+            replies.end(Unavailable(f"the exchange {self.id} was closed", at=self.id))
+        self._replies.clear()
         if self._accepting:
             await asyncio.wait(self._accepting)
-
-    async def _close_links(self) -> None:
-        await asyncio.gather(*(link.close() for link in list(self._open_links)))
 
     async def __aenter__(self) -> Self:
         self._enter()

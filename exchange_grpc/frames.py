@@ -44,6 +44,7 @@ class Introduction:
     revision: int = 0
     handles: tuple[str, ...] = ()
     subscribes: tuple[str, ...] = ()
+    exports: tuple[str, ...] = ()
     message_bytes: int = MESSAGE_BYTES
     frame_bytes: int = FRAME_BYTES
 

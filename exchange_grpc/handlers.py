@@ -16,20 +16,20 @@ import functools
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .errors import HandlerFailed, InvalidMessage, Refused, RequestError
-from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS, OBSERVER_QUEUE
-from .message import Context, Kind, Message, Outcome, Seen
+from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS
+from .message import Context, Kind, Message, Outcome
 from .patterns import LOCAL_EVENTS, RESERVED, PatternMap, check_name, check_pattern
 from .peer import QueueFull
 from .wire import refused
 
 Function = Callable[..., Any]
-Watcher = Callable[[Message, Seen], None]
 T = TypeVar("T", bound=Hashable)
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Invocation:
     link: str | None  # the peer it came from; None if it was emitted here
     context: Context
     answered: bool = False  # the first answer wins
+    by: str = ""  # the function
     running: bool = True
     withdrawn: bool = False
     task: "asyncio.Task[None] | None" = None
@@ -58,10 +59,14 @@ class Registered:
     arity: int  # how many of the arguments it takes
     label: str
     on_loop: bool
-    queue_limit: int = HANDLER_QUEUE
+    generates: bool  # an async generator: each value that it yields is a reply
+    most: int  # at once
     running: int = 0
     waiting: deque[tuple[Invocation, tuple[Any, ...], "Done"]] = field(default_factory=deque)
     missed: int = 0
+    calls: int = 0
+    failed: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -78,17 +83,18 @@ class Ending:
 Done = Callable[[Invocation, Ending], None]
 
 
-def register(function: Function, most: int, queue_limit: int = HANDLER_QUEUE) -> Registered:
-    """`function` ready to be called with as many of `most` positional arguments as it takes.
+def register(function: Function, arguments: int, most: int | None = None) -> Registered:
+    """`function` ready to be called with as many of so many positional `arguments` as it takes.
 
     Raises TypeError if it is not callable or insists on more.
     """
     if not callable(function):
         raise TypeError(f"{function!r} is not a function")
     inner = function.func if isinstance(function, functools.partial) else function
-    on_loop = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004  # of a callable object
+    forms = (inner, getattr(inner, "__call__", None))  # noqa: B004  # of a callable object
     label = getattr(inner, "__qualname__", type(inner).__name__)
-    return Registered(function, _arity(function, most), label, on_loop, queue_limit)
+    on_loop, generates = any(map(inspect.iscoroutinefunction, forms)), any(map(inspect.isasyncgenfunction, forms))
+    return Registered(function, _arity(function, arguments), label, on_loop, generates, most or HANDLER_CONCURRENCY)
 
 
 def _arity(function: Function, most: int) -> int:
@@ -115,14 +121,15 @@ class Handlers:
         now: Callable[[], float],
         offer: Callable[[str, bool], None],
         subscribe: Callable[[str, bool], None],
+        reply: Callable[[Invocation, Any], Awaitable[None]],
     ) -> None:
+        """`reply(invocation, value)` sends one of many replies, and returns when there is room for more."""
         self._exchange = exchange
         self._now = now
         self._offer = offer
+        self._reply = reply
         self._handlers: dict[str, Registered] = {}
         self._listeners: dict[str, list[tuple[str | None, Registered]]] = {}  # name -> (only this peer, function)
-        self._observers: PatternMap[Registered] = PatternMap()
-        self._watchers: PatternMap[Watcher] = PatternMap()
         self._subscribers: PatternMap[Registered] = PatternMap(subscribe)
         self._requests: dict[str, Invocation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,14 +137,18 @@ class Handlers:
 
     # ------------------------------------------------------------------------------------------- registering
 
-    def handle(self, name: str, function: Function, *, system: bool = False) -> Callable[[], None]:
-        """The one function that answers `name`. Returns what takes it away again."""
+    def handle(
+        self, name: str, function: Function, *, system: bool = False, most: int | None = None
+    ) -> Callable[[], None]:
+        """The one function that answers `name`, so many at once if `most` says so. Returns what takes it away again."""
         check_name(name)
         if (name.startswith(RESERVED) or name in LOCAL_EVENTS) and not system:
             raise InvalidMessage(f"the name {name!r} is reserved for the system")
         if name in self._handlers:
             raise ValueError(f"{name!r} has a handler already: {self._handlers[name].label}")
-        registered = self._handlers[name] = register(function, 3)
+        registered = self._handlers[name] = register(function, 3, most)
+        if system:
+            registered.label = name
         self._claim(name)
 
         def remove() -> None:
@@ -166,17 +177,9 @@ class Handlers:
 
         return remove
 
-    def observe(self, pattern: str, function: Function) -> Callable[[], None]:
-        """A function that sees everything whose name fits; it claims nothing."""
-        return _added(self._observers, pattern, register(function, 2, OBSERVER_QUEUE))
-
-    def watch(self, pattern: str, watcher: Watcher) -> Callable[[], None]:
-        """As `observe`, but called at once, on the loop: it misses nothing, and must neither wait nor raise."""
-        return _added(self._watchers, pattern, watcher)
-
     def subscribe(self, pattern: str, function: Function) -> Callable[[], None]:
         """A function for publications whose name fits, from anywhere in the mesh."""
-        return _added(self._subscribers, pattern, register(function, 3))
+        return added(self._subscribers, pattern, register(function, 3))
 
     def _claim(self, name: str) -> None:
         if name not in LOCAL_EVENTS:
@@ -211,18 +214,6 @@ class Handlers:
             done(invocation, Ending(Outcome.HANDLED, "listeners", 0.0))
         return True
 
-    @property
-    def observing(self) -> bool:
-        """Somebody observes something."""
-        return bool(self._observers) or bool(self._watchers)
-
-    def observed(self, seen: Seen, message: Message) -> None:
-        """Show `message` to those who observe it."""
-        for watcher in self._watchers.match(message.name):
-            watcher(message, seen)
-        for observer in self._observers.match(message.name):
-            self._beside(observer, Invocation(message, None, Context.of(message), answered=True), (message, seen))
-
     def signalled(self, event: Message, arguments: tuple[Any, ...]) -> None:
         """Run the listeners of an event of this exchange itself, such as `message.unhandled`."""
         for _, listener in self._listeners.get(event.name, ()):
@@ -243,21 +234,21 @@ class Handlers:
         try:
             self._start(function, invocation, arguments, _nothing)
         except QueueFull:
-            function.missed += 1
-            if function.missed & (function.missed - 1) == 0:  # at 1, 2, 4, 8, ...
-                log.warning("%s is too slow: it has missed %d messages", function.label, function.missed)
+            missed(function)
 
     def _start(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
-        if function.running < HANDLER_CONCURRENCY:
+        if function.running < function.most:
             self._run(function, invocation, arguments, done)
-        elif len(function.waiting) < function.queue_limit:
+        elif len(function.waiting) < HANDLER_QUEUE:
             function.waiting.append((invocation, arguments, done))
         else:
             self._forget(invocation)
-            raise QueueFull(f"more than {function.queue_limit} messages wait for {function.label}")
+            raise QueueFull(f"more than {HANDLER_QUEUE} messages wait for {function.label}")
 
     def _run(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
         function.running += 1
+        function.calls += 1
+        invocation.by = function.label
         task = asyncio.get_running_loop().create_task(self._call(function, invocation, arguments, done))
         invocation.task = task
         self._tasks.add(task)
@@ -270,7 +261,7 @@ class Handlers:
         error: RequestError | None = None
         try:
             _read(message)
-            result = await self._result(function, arguments[: function.arity])
+            result = await self._result(function, invocation, arguments[: function.arity])
         except asyncio.CancelledError:
             outcome, error = Outcome.CANCELLED, HandlerFailed("the handler was stopped", at=self._exchange)
         except Refused as problem:  # raised on purpose, to be told
@@ -284,7 +275,9 @@ class Handlers:
             invocation.running = False
             self._forget(invocation)
             function.running -= 1
-            while function.waiting and function.running < HANDLER_CONCURRENCY:
+            function.failed += outcome is Outcome.FAILED
+            function.seconds += self._now() - started
+            while function.waiting and function.running < function.most:
                 waiting = function.waiting.popleft()
                 if not waiting[0].withdrawn:
                     self._run(function, *waiting)
@@ -294,14 +287,62 @@ class Handlers:
         if self._requests.get(invocation.message.id) is invocation:  # and no listener of the same message
             del self._requests[invocation.message.id]
 
-    async def _result(self, function: Registered, arguments: tuple[Any, ...]) -> Any:
+    async def _result(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...]) -> Any:
         if function.on_loop:
             return await function.call(*arguments)
+        if function.generates:
+            return await self._generated(function.call(*arguments), invocation)
+        call = functools.partial(contextvars.copy_context().run, function.call, *arguments)
+        result = await asyncio.get_running_loop().run_in_executor(self.threads(), call)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _generated(self, values: AsyncIterator[Any], invocation: Invocation) -> Any:
+        """Each value is a reply to a request to many; any other request has the first of them."""
+        async with aclosing(values) as generator:  # type: ignore[type-var]  # an async generator, as was looked at
+            async for value in generator:
+                if not invocation.message.many:
+                    return value
+                await self._reply(invocation, value)
+        return None
+
+    def threads(self) -> ThreadPoolExecutor:
+        """Where plain functions run."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix=f"{self._exchange}-handler")
-        call = functools.partial(contextvars.copy_context().run, function.call, *arguments)
-        result = await asyncio.get_running_loop().run_in_executor(self._pool, call)
-        return await result if inspect.isawaitable(result) else result
+        return self._pool
+
+    # ------------------------------------------------------------------------------------------ introspection
+
+    def described(self) -> dict[str, list[dict[str, Any]]]:
+        """What is registered, in plain JSON: the shape of `exchange.handlers`."""
+        return {
+            "handlers": [
+                {
+                    "name": name,
+                    "function": function.label,
+                    "running": function.running,
+                    "waiting": len(function.waiting),
+                    "calls": function.calls,
+                    "failed": function.failed,
+                    "seconds": round(function.seconds, 6),
+                }
+                for name, function in sorted(self._handlers.items())
+                if not name.startswith(RESERVED)
+            ],
+            "listeners": [
+                {"name": name, "function": function.label, "peer": peer or ""}
+                for name, entries in sorted(self._listeners.items())
+                for peer, function in entries
+            ],
+            "subscribers": [
+                {"pattern": pattern, "function": function.label} for pattern, function in self._subscribers.items()
+            ],
+        }
+
+    def load(self) -> tuple[int, int]:
+        """How many handlers run, and how many messages wait for one."""
+        handlers = self._handlers.values()
+        return sum(function.running for function in handlers), sum(len(function.waiting) for function in handlers)
 
     # ------------------------------------------------------------------------------------------------ ending
 
@@ -329,7 +370,15 @@ class Handlers:
         return self._tasks - {asyncio.current_task()}  # a handler may close the exchange it runs in
 
 
-def _added(patterns: PatternMap[T], pattern: str, function: T) -> Callable[[], None]:
+def missed(function: Registered, *, quietly: bool = False) -> None:
+    """It is too slow, and has missed a message."""
+    function.missed += 1
+    if function.missed & (function.missed - 1) == 0 and not quietly:  # at 1, 2, 4, 8, ...
+        log.warning("%s is too slow: it has missed %d messages", function.label, function.missed)
+
+
+def added(patterns: PatternMap[T], pattern: str, function: T) -> Callable[[], None]:
+    """Register `function`; what takes it away again."""
     patterns.add(check_pattern(pattern), function)
     registered = [function]
 

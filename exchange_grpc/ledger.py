@@ -3,15 +3,17 @@
 Law: bounded, and without payloads. It keeps the newest `LEDGER_MESSAGES` messages that were emitted,
 received or forwarded here, and what became of each; the oldest go first. A trace is answered from
 it: everything with the same root. The answer is plain JSON, the shape of `TraceResponse` in
-`proto/exchange/v1/service.proto`, for it is what `exchange.trace` replies.
+`proto/exchange/v1/service.proto`; `traces.py` puts those of several exchanges together.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
-from .limits import LEDGER_EVENTS, LEDGER_MESSAGES
+from .limits import LEDGER_EVENTS, LEDGER_MESSAGES, TRACE_ANSWER_BYTES
 from .message import Message, Outcome, Trace, microseconds
-from .patterns import RESERVED
+from .patterns import is_traced
+from .payload import encode_json
 
 _REASON = 200  # characters kept of a reason: a peer may have written it
 
@@ -52,13 +54,15 @@ class Ledger:
         self._spans: OrderedDict[str, Span] = OrderedDict()
         self._families: dict[str, dict[str, None]] = {}  # root -> ids, in order of arrival
         self._cut: set[str] = set()  # roots of which something was forgotten, and something is left
+        self.counts = dict.fromkeys(Outcome, 0)
+        self.bad_end: Callable[[Span, Outcome, str, str], None] | None = None  # hears what did not end well
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def note(self, message: Message) -> None:
-        """Remember that `message` was here. Traffic of the system is not remembered."""
-        if message.name.startswith(RESERVED) or message.id in self._spans:
+        """Remember that `message` was here. Traffic of the system is not remembered, but for what changes something."""
+        if message.id in self._spans or not is_traced(message.name):
             return
         span = self._spans[message.id] = Span(message)
         self._families.setdefault(span.root, {})[span.id] = None
@@ -76,23 +80,43 @@ class Ledger:
         span = self._spans.get(id)
         if span is None:
             return
+        self.counts[outcome] += 1
+        if self.bad_end is not None and outcome > Outcome.FORWARDED:
+            self.bad_end(span, outcome, by, reason[:_REASON])
         if len(span.events) < LEDGER_EVENTS:
             span.events.append((at, outcome, by, seconds, reason[:_REASON]))
         else:
             self._cut.add(span.root)
 
-    def trace(self, id: str) -> dict[str, Any] | None:
-        """Everything known here with the same root as the message `id`; None if it is not known."""
+    def trace(self, id: str, root: str = "") -> dict[str, Any] | None:
+        """Everything known here with the same root as the message `id`; None if nothing is.
+
+        If it is too much for one answer, what led to `id` comes first.
+        """
         span = self._spans.get(id)
-        root = span.root if span is not None else id
+        root = span.root if span is not None else root or id
         family = self._families.get(root)
         if family is None:
             return None
-        return {
-            "root": root,
-            "spans": [self._said(self._spans[member]) for member in family],
-            "cut": root in self._cut,
-        }
+        said: dict[str, dict[str, Any]] = {}
+        size = 0
+        for member in dict.fromkeys((*self._lineage(id), *family)):
+            span_said = self._said(self._spans[member])
+            size += len(encode_json(span_said)) + 1
+            if size > TRACE_ANSWER_BYTES:
+                break
+            said[member] = span_said
+        spans = [said[member] for member in family if member in said]
+        return {"root": root, "spans": spans, "cut": root in self._cut or len(spans) < len(family)}
+
+    def _lineage(self, id: str) -> list[str]:
+        """The message and its newest causes, as far back as they are known."""
+        line: dict[str, None] = {}
+        span = self._spans.get(id)
+        while span is not None and span.id not in line:
+            line[span.id] = None
+            span = next((self._spans[cause] for cause in reversed(span.causes) if cause in self._spans), None)
+        return list(line)
 
     def _forget_oldest(self) -> None:
         id, span = self._spans.popitem(last=False)

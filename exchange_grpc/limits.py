@@ -7,6 +7,7 @@ NAME_BYTES = 255  # fits one length byte everywhere, and nobody types more
 ID_LENGTH = 64  # a host name with a suffix
 CONTENT_TYPE_BYTES = 255  # the media types that are registered stay far below
 HEADERS_BYTES = 8 * 2**10  # what HTTP servers take
+LOST_NAMES = 256  # exchanges named in the end of the replies to many
 PAYLOAD_DEPTH = 30  # protobuf stops at 100 levels, that is 33 of `Value`: a deeper one poisons its readers
 
 # What a trace may be.
@@ -37,7 +38,19 @@ ROUTES = 65_536  # names and exchanges whose way was found out or learned
 LINKS = 10_000  # peers linked at once
 LEDGER_MESSAGES = 20_000  # messages whose history can be asked for, about 1 KB each
 LEDGER_EVENTS = 64  # events kept of one message
+TRANSACTIONS = 10_000  # changes of the state whose history can be asked for
+RECORDED_ITEMS = 64  # of a value that a record keeps: of a larger one, only what it was
+RECORDED_TEXT = 1_000  # characters of a text that a record keeps
+WATCH_QUEUE = 4_096  # transactions that wait for one watcher of the state; then its watch ends
+WATCH_QUEUE_BYTES = 8 * 2**20  # the same in bytes
+WATCHERS = 10_000  # watches of the state at once
+REPLIES = 4_096  # of a request to many, waiting for whoever asked; beyond that it is withdrawn
+REPLIES_BYTES = 64 * 2**20  # the same in bytes
+TRACE_ANSWER_BYTES = 2**20  # what one exchange tells of one trace
+TRACE_SECONDS = 2.0  # how long the others are asked about a trace
+TRACE_EXCHANGES = 64  # how many of them
 OBSERVER_QUEUE = 1_024  # messages that wait for one slow observer; beyond that they are counted, not kept
+OBSERVER_QUEUE_BYTES = 8 * 2**20  # the same in bytes of payloads
 
 # How much waits on a link, and how much leaves it in one write.
 LINK_QUEUE_MESSAGES = 65_536  # beyond either, what should be forwarded is refused

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .errors import RequestError
 from .limits import CAUSES, MESSAGE_SECONDS, PATH, TRACE_BASE_BYTES
-from .payload import BINARY, JSON, NULL, decode_json, encode_json
+from .payload import BINARY, JSON, NULL, Encoded, decode_json, encode_json
 
 
 class Kind(IntEnum):
@@ -105,6 +105,8 @@ class Message:
     last: bool = False
     error: RequestError | None = None
     outcome: Outcome | None = None
+    many: bool = False  # a request to all who handle the name
+    lost: tuple[str, ...] | None = None  # of the reply that ends those to many: whose replies are lost; no value
     wire: Any = None  # what `wire.py` read it from: keeps the fields that are not known here
     _value: Any = field(default=_UNREAD, repr=False)
 
@@ -138,6 +140,8 @@ class Message:
 
 def encode_value(value: Any) -> tuple[bytes, str]:
     """Payload and content type of a Python value: bytes go as they are, all else as JSON."""
+    if isinstance(value, Encoded):
+        return value, JSON
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), BINARY
     return encode_json(value), JSON
@@ -233,6 +237,8 @@ class Origin:
         last: bool = False,
         error: RequestError | None = None,
         outcome: Outcome | None = None,
+        many: bool = False,
+        lost: tuple[str, ...] | None = None,
     ) -> Message:
         """A new message of this exchange, emitted now in `context`, with `seconds` to live."""
         self._count += 1
@@ -241,4 +247,5 @@ class Origin:
         return Message(
             id, name, kind, self.exchange, to, payload, content_type,
             context.trace(id, self.exchange, at), at, now + seconds, headers, reply_to, last, error, outcome,
+            many, lost,
         )  # fmt: skip

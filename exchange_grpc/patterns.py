@@ -16,6 +16,7 @@ from .errors import InvalidMessage, LimitExceeded
 from .limits import ID_LENGTH, NAME_BYTES
 
 RESERVED = "exchange."  # names of the system: answered by the exchange that is addressed
+SET = "exchange.state.set"  # the one of them that changes something
 LOCAL_EVENTS = frozenset({"message.unhandled"})  # signalled within one exchange, never sent
 
 _TOKEN = r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff.*]+"  # half a surrogate pair has no UTF-8
@@ -69,6 +70,11 @@ def check_id(exchange: str) -> str:
     if not _ID.fullmatch(exchange):
         raise InvalidMessage(f"{shown(exchange)} is no exchange id: it takes 1 to {ID_LENGTH} of A-Z a-z 0-9 _ -")
     return exchange
+
+
+def is_traced(name: str) -> bool:
+    """Whether messages of this name leave a trace: those of the system do not, unless they change something."""
+    return not name.startswith(RESERVED) or name == SET
 
 
 def is_pattern(text: str) -> bool:
@@ -144,6 +150,10 @@ class PatternMap(Generic[T]):
             del self._targets[pattern]
             if self._changed is not None:
                 self._changed(pattern, False)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Each pattern with each of its targets."""
+        return ((pattern, target) for pattern, targets in self._targets.items() for target in targets)
 
     def match(self, name: str) -> tuple[T, ...]:
         """The targets whose patterns fit `name`."""

@@ -29,6 +29,10 @@ _TOO_DEEP = f"the payload is nested deeper than {PAYLOAD_DEPTH} levels"
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
 
+class Encoded(bytes):
+    """A value that is JSON bytes already, made by `encode_json` or put together of what it made."""
+
+
 def encode_json(value: Any) -> bytes:
     """`value` as JSON bytes. Raises InvalidMessage for what JSON cannot say, LimitExceeded for what is too deep."""
     try:

@@ -150,7 +150,7 @@ class Session:
         peer = frame.me
         if peer.exchange == self.me.exchange:
             return self._refuse(Code.ALREADY_EXISTS, f"both ends of this link call themselves {peer.exchange}")
-        if len(peer.handles) > NAMES_PER_PEER or len(peer.subscribes) > NAMES_PER_PEER:
+        if max(len(peer.handles), len(peer.subscribes), len(peer.exports)) > NAMES_PER_PEER:
             return self._broken(f"more than {NAMES_PER_PEER} names or patterns are declared")
         self.peer = peer
         self.as_value = VALUE in peer.features
@@ -273,6 +273,10 @@ class Session:
         """So much waits that whoever can wait should."""
         return len(self._queue) > LINK_HIGH_WATER or self._queued_bytes > LINK_HIGH_WATER_BYTES
 
+    def load(self) -> tuple[int, int]:
+        """How many messages wait to leave, and their bytes."""
+        return len(self._queue), self._queued_bytes
+
     def announce(
         self,
         *,
@@ -282,7 +286,11 @@ class Session:
         no_longer_subscribes: Sequence[str] = (),
         relay: bool | None = None,
     ) -> None:
-        """Tell the peer that our interest has changed."""
+        """Tell the peer that our interest has changed. One who reads none of it is told goodbye instead."""
+        if len(self._control) >= CONTROL_FRAMES:
+            self.goodbye(Code.RESOURCE_EXHAUSTED, f"more than {CONTROL_FRAMES} frames wait to be read")
+        if self.phase not in (Phase.OPENING, Phase.OPEN):
+            return
         self._revision += 1
         change = Interest(
             self._revision,

@@ -454,6 +454,10 @@ class State:
         """The names, as declared. With it, `dict(s)` works."""
         return self._store.nodes.keys()
 
+    def is_computed(self, name: str) -> bool:
+        """Whether the name is a computed value. Raises UnknownName."""
+        return self._store.find(name).fn is not None
+
     def snapshot(self) -> dict[str, Any]:
         """The committed values of one moment, by name."""
         return self._store.values.copy()

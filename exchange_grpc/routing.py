@@ -16,7 +16,7 @@ signal too, answered by whoever owns the links and the handlers (`exchange.py`):
          transmit (link, message)         put it on a link; raises InvalidMessage if that cannot be
          control (link, frame)            a Query or an Answer
          announce (handles, subscribes, gone handles, gone subscribes)   to every peer
-         resolve (id, reply)              the reply to a request that was emitted here
+         resolve (id, reply)              the reply, or one of many, to a request that was emitted here
          dispatched (message, error)      a send emitted here has left, or was taken, or could not be
          withdraw id                      cancel the handler of this request
          message.unhandled (message, error)
@@ -26,6 +26,9 @@ The four steps for a send or a request: handle it here; pass it to a linked peer
 offers the name; ask the relays; tell the origin that nobody takes it.
 
 Step three, and all that is known of the mesh beyond the peers, is in `discovery.py`.
+
+A request to many skips them: it goes to whoever offers the name, here and next to here, and to all
+relays, which do the same; `scatter.py` counts who has ended.
 
 Replies go back the way the request came: `_open` remembers that, for a request passing through and
 for one emitted or handled here alike.
@@ -42,13 +45,13 @@ from .errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailab
 from .frames import Answer, Interest, Query, Target
 from .kernel import Kernel, Sig
 from .ledger import Ledger
-from .limits import HOPS, OPEN_REQUESTS, QUESTION_SECONDS
+from .limits import HOPS, LOST_NAMES, OPEN_REQUESTS, QUESTION_SECONDS
 from .message import Context, Kind, Message, Origin, Outcome, Seen, Trace
-from .patterns import PatternMap, fits
+from .patterns import RESERVED, PatternMap, fits
+from .scatter import NOBODY, Scatter
 
 HERE = None  # the link of what was emitted here
 _TURNS = 4_096  # sets of candidates whose turn is remembered
-_NOBODY = ("UNHANDLED", "LOOP")  # reasons that say: this way leads nowhere
 
 
 class Arrival(NamedTuple):
@@ -122,10 +125,18 @@ class Open:
     out: str | None = None  # who has it: a link, this exchange, or nobody yet
     message: Message | None = None  # kept while it may have to be routed again
     again: bool = False  # it was
+    many: bool = False  # it may have many replies
+    scatter: Scatter | None = None  # ... from several: then they have it, in place of `out`
+
+    def holders(self) -> tuple[str, ...]:
+        """Who has it and has not answered in full."""
+        if self.scatter is not None:
+            return tuple(self.scatter.branches)
+        return () if self.out is None else (self.out,)
 
     def header(self) -> Message:
         """The request without what it carried."""
-        return Message(self.id, self.name, Kind.REQUEST, self.from_, hop_trace=self.trace)
+        return Message(self.id, self.name, Kind.REQUEST, self.from_, hop_trace=self.trace, many=self.many)
 
 
 class Router:
@@ -157,7 +168,8 @@ class Router:
         self._offered: dict[str, tuple[str, ...]] = {}  # name -> links that offer it
         self._interested: PatternMap[str] = PatternMap()
         self._turns: dict[tuple[str, ...], int] = {}
-        self._published = Once()
+        self._spread = Once()  # publications and requests to many that were here
+        self.emitted = self.received = 0  # messages so far
         self._open: dict[str, Open] = {}
         self._deadlines = Deadlines(self._open.__contains__, self._open.__len__)
         self._discovery = Discovery(self, f"{self.me}.{origin.epoch}")
@@ -182,6 +194,7 @@ class Router:
     def _route(self, arrival: Arrival, sig: Sig, state: Any) -> None:
         message, link, now, _ = arrival
         if link is HERE:
+            self.emitted += 1
             self._ledger.note(message)
             self._sig("observed", (Seen.EMITTED, message))
         elif link not in self.links or not self._admit(message, link, now):
@@ -190,7 +203,9 @@ class Router:
         if kind is Kind.SEND:
             self._dispatch(arrival)
         elif kind is Kind.REQUEST:
-            if self._remember(message, link, now):
+            if message.many and not message.to:
+                self._scatter(arrival)
+            elif self._remember(message, link, now):
                 self._dispatch(arrival)
         elif kind is Kind.REPLY:
             self._reply(message, link, now)
@@ -206,6 +221,7 @@ class Router:
 
     def _admit(self, message: Message, link: str, now: float) -> bool:
         """Whether a received message may go on; refuses it otherwise. Writes the hop to here."""
+        self.received += 1
         hops = message.hops
         visited = any(hop.exchange == self.me for hop in hops)
         message.hop_trace = message.hop_trace.at(self.me, now + self._origin.wall)
@@ -236,7 +252,9 @@ class Router:
         if len(self._open) >= OPEN_REQUESTS:
             self._fail(message, link, now, Outcome.DROPPED, self._full(f"more than {OPEN_REQUESTS} requests are open"))
             return False
-        entry = Open(message.id, message.name, message.from_, message.hop_trace, link, message.deadline)
+        entry = Open(
+            message.id, message.name, message.from_, message.hop_trace, link, message.deadline, many=message.many
+        )
         self._open[message.id] = entry
         if link is not HERE:
             self.links[link].came.add(message.id)
@@ -333,11 +351,69 @@ class Router:
         if link is not HERE:
             self._sig("observed", (Seen.FORWARDED, message))
 
+    def _scatter(self, arrival: Arrival) -> None:
+        """A request to many: to all who handle it here and next to here, and to all relays."""
+        message, link, now, via = arrival
+        if not self._spread.first(message.id, now):
+            error = Unhandled("it was here by another way", reason="LOOP", at=self.me, delivered=False)
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.LOOP, reason=error.message)
+            self._answer_error(message, link, now, error)
+            return
+        if not self._remember(message, link, now):
+            return
+        entry = self._open[message.id]
+        scatter = entry.scatter = Scatter()
+        if via is not None:
+            takers: Iterable[str] = (via,)
+        elif link is HERE or self.relay:
+            takers = [peer.id for peer in self.links.values() if peer.relay or message.name in peer.handles]
+        else:
+            takers = ()
+        if via is None and message.name in self.offers:
+            self._take_one_of_many(message, link, scatter, now)
+        for to in _unvisited(takers, message):
+            peer = self.links.get(to)
+            if peer is not None and self._pass_on(to, message, now):
+                scatter.branches[to] = peer.relay
+                peer.out.add(message.id)
+                if link is not HERE:
+                    self._sig("observed", (Seen.FORWARDED, message))
+            else:
+                scatter.lose(to)
+        self._ended_one_of_many(entry, now)
+
+    def _take_one_of_many(self, message: Message, link: str | None, scatter: Scatter, now: float) -> None:
+        scatter.branches[self.me] = False
+        try:
+            if not self._sig("deliver", (message, link)):
+                del scatter.branches[self.me]
+            elif link is not HERE:
+                self._sig("observed", (Seen.RECEIVED, message))
+        except LimitExceeded as error:
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=str(error))
+            scatter.lose(self.me)
+
+    def _ended_one_of_many(self, entry: Open, now: float) -> None:
+        """If nobody has it any more, say so to whoever asked."""
+        scatter = entry.scatter
+        if scatter is None or scatter.branches or self._open.get(entry.id) is not entry:
+            return
+        self._close(entry)
+        if scatter.taken or scatter.lost:
+            self._answer_error(entry.header(), entry.link, now, None, tuple(scatter.lost))
+            return
+        error = self._unhandled(f"nobody handles {entry.name} within reach of {self.me}")
+        self._ledger.record(entry.id, now + self._origin.wall, Outcome.UNHANDLED, reason=error.message)
+        if entry.link is HERE:  # elsewhere it is not for us to tell: others have it too
+            self._sig("message.unhandled", (entry.header(), error))
+        self._answer_error(entry.header(), entry.link, now, error)
+
     # ---------------------------------------------------------------------------- in: what belongs to others
 
     def _reply(self, message: Message, link: str | None, now: float) -> None:
         entry = self._open.get(message.reply_to)
-        if entry is None or entry.out != (self.me if link is HERE else link):
+        holder = self.me if link is HERE else link
+        if entry is None or holder not in entry.holders():
             reason = "nobody waits for it, or not from there"
             self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=reason)
             return
@@ -348,16 +424,26 @@ class Router:
             entry.out = None
             self._dispatch(Arrival(request, entry.link, now))
             return
-        self._close(entry)
+        scatter = entry.scatter
+        if scatter is None:
+            if message.last or not entry.many:
+                self._close(entry)
+        elif not scatter.heard(holder, message):
+            self._left(holder, entry)
+            self._ended_one_of_many(entry, now)
+            return
         if entry.link is HERE:
             if link is not HERE:
                 self._sig("observed", (Seen.RECEIVED, message))
             self._sig("resolve", (entry.id, message))
-        else:
-            self._pass_back(entry.link, message, now, link)
+        elif not self._pass_back(entry.link, message, now, link) and scatter is not None:
+            scatter.lose(message.from_)
+        if scatter is not None and holder not in scatter.branches:
+            self._left(holder, entry)
+            self._ended_one_of_many(entry, now)
 
-    def _pass_back(self, to: str, message: Message, now: float, link: str | None) -> None:
-        """A reply or an outcome goes one hop back. What cannot be said becomes an error that can."""
+    def _pass_back(self, to: str, message: Message, now: float, link: str | None) -> bool:
+        """A reply or an outcome goes one hop back. What cannot be said becomes an error that can; False then."""
         try:
             self._sig("transmit", (to, message))
         except InvalidMessage as error:
@@ -367,10 +453,11 @@ class Router:
                 refusal = request_error(code, f"the answer cannot be sent: {error}", reason="ANSWER", at=self.me)
                 request = Message(message.reply_to, message.name, Kind.REQUEST, message.to, hop_trace=message.hop_trace)
                 self._answer_error(request, to, now, refusal)
-            return
+            return False
         self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
         if link is not HERE:
             self._sig("observed", (Seen.FORWARDED, message))
+        return True
 
     def _cancel(self, message: Message, link: str | None, now: float) -> None:
         entry = self._open.get(message.reply_to)
@@ -383,14 +470,15 @@ class Router:
         """Nobody waits for this request any more: tell whoever has it."""
         self._close(entry)
         self._ledger.record(entry.id, now + self._origin.wall, outcome, reason=reason)
-        if entry.out == self.me:
-            self._sig("withdraw", entry.id)
-        elif entry.out is not None:
+        for holder in entry.holders():
+            if holder == self.me:
+                self._sig("withdraw", entry.id)
+                continue
             if cancel is None:
                 context = Context.of(entry.header())
                 cancel = self._origin.make(Kind.CANCEL, entry.name, context, now, reply_to=entry.id)
                 self._ledger.note(cancel)
-            self._transmit_quietly(entry.out, cancel)
+            self._transmit_quietly(holder, cancel)
 
     def _outcome(self, message: Message, link: str | None, now: float) -> None:
         if link is not HERE and _astray(message.error, link):
@@ -409,7 +497,7 @@ class Router:
             self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason="its addressee is gone")
 
     def _publish(self, message: Message, link: str | None, now: float) -> None:
-        if not self._published.first(message.id, now):
+        if not self._spread.first(message.id, now):
             return
         if link is not HERE:
             self._sig("observed", (Seen.RECEIVED, message))
@@ -432,14 +520,15 @@ class Router:
             self._pass_on(peer, message, now)
         self._sig("dispatched", (message, None))
 
-    def _pass_on(self, to: str, message: Message, now: float) -> None:
+    def _pass_on(self, to: str, message: Message, now: float) -> bool:
         """One of several copies: what one peer cannot take costs the others nothing."""
         try:
             self._sig("transmit", (to, message))
         except InvalidMessage as error:
             self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=to, reason=str(error))
-        else:
-            self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
+            return False
+        self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
+        return True
 
     def _transmit_quietly(self, to: str, message: Message) -> None:
         if to in self.links:
@@ -465,10 +554,13 @@ class Router:
         elif message.kind is Kind.SEND:
             self._report(message, link, now, outcome, error)
 
-    def _answer_error(self, request: Message, link: str | None, now: float, error: RequestError) -> None:
+    def _answer_error(
+        self, request: Message, link: str | None, now: float, error: RequestError | None, lost: tuple[str, ...] = ()
+    ) -> None:
+        """The reply of this exchange itself to a request that ends here; only one to many ends without an error."""
         reply = self._origin.make(
             Kind.REPLY, request.name, Context.of(request), now,
-            to=request.from_, reply_to=request.id, last=True, error=error,
+            to=request.from_, reply_to=request.id, last=True, error=error, lost=lost if request.many else None,
         )  # fmt: skip
         self._ledger.note(reply)
         self._sig("observed", (Seen.EMITTED, reply))
@@ -489,9 +581,8 @@ class Router:
     def _rejected(self, rejection: Rejection, sig: Sig, state: Any) -> None:
         link, id, error, now = rejection
         entry = self._open.get(id)
-        if entry is not None and entry.out == link:
-            self._close(entry)
-            self._answer_error(entry.header(), entry.link, now, error)
+        if entry is not None and link in entry.holders():
+            self._lose_holder(entry, link, now, error)
         span = self._ledger.find(id)
         passed = span is not None and span.was(Outcome.FORWARDED, link) and not span.was(Outcome.DENIED, link)
         if span is not None and passed and span.kind is Kind.SEND:
@@ -530,8 +621,22 @@ class Router:
         self._open.pop(entry.id, None)
         if entry.link is not HERE and entry.link in self.links:
             self.links[entry.link].came.discard(entry.id)
-        if entry.out is not None and entry.out in self.links:
-            self.links[entry.out].out.discard(entry.id)
+        for holder in entry.holders():
+            self._left(holder, entry)
+
+    def _left(self, holder: str, entry: Open) -> None:
+        if holder in self.links:
+            self.links[holder].out.discard(entry.id)
+
+    def _lose_holder(self, entry: Open, holder: str, now: float, error: RequestError) -> None:
+        """Who has it will not answer (any more)."""
+        if entry.scatter is None:
+            self._close(entry)
+            self._answer_error(entry.header(), entry.link, now, error)
+        else:
+            self._left(holder, entry)
+            entry.scatter.lose(holder)
+            self._ended_one_of_many(entry, now)
 
     def next_deadline(self) -> float | None:
         """When `tick` is due: None if nothing waits."""
@@ -543,8 +648,13 @@ class Router:
         for id in self._deadlines.due(now):
             entry = self._open.get(id)
             if entry is not None and entry.deadline <= now:
+                late = entry.holders()
                 self._abandon(entry, now, Outcome.EXPIRED, "its time was over")
-                self._answer_error(entry.header(), entry.link, now, self._too_late())
+                if entry.scatter is None:
+                    self._answer_error(entry.header(), entry.link, now, self._too_late())
+                else:  # what has come so far counts, and whose replies have not is said
+                    lost = (*entry.scatter.lost, *late)[:LOST_NAMES]
+                    self._answer_error(entry.header(), entry.link, now, None, lost)
         self._discovery.tick(now)
 
     # ------------------------------------------------------------------------------------- links and interest
@@ -571,13 +681,11 @@ class Router:
             reason = f"the link to {link.id}, which asked, was lost"
             self._abandon(self._open[id], now, Outcome.CANCELLED, reason)
         for id in list(link.out):
-            entry = self._open[id]
-            self._close(entry)
             error = Unavailable(
                 f"the link to {link.id} was lost", at=self.me, delivered=False if id in unsent else None
             )
             self._ledger.record(id, now + self._origin.wall, Outcome.DROPPED, by=link.id, reason=error.message)
-            self._answer_error(entry.header(), entry.link, now, error)
+            self._lose_holder(self._open[id], link.id, now, error)
         self._discovery.withdraw(Target("exchange", link.id))
         self._discovery.lost(link.id, now)
         for message in lost.unsent:
@@ -740,6 +848,28 @@ class Router:
 
     # ------------------------------------------------------------------------------------------ introspection
 
+    @property
+    def open_requests(self) -> int:
+        """How many requests await their reply."""
+        return len(self._open)
+
+    def load(self) -> dict[str, int]:
+        """What waits for answers about who takes what, and how many ways are known."""
+        return self._discovery.load()
+
+    def routes(self, target: str = "") -> list[dict[str, Any]]:
+        """The ways to names and exchanges, or to one target: from here, next to here, and found out or learned."""
+        ways = [("exchange", self.me, "", 0), *(("name", name, "", 0) for name in self.offers)]
+        for link in self.links.values():
+            ways.append(("exchange", link.id, link.id, 1))
+            ways += (("name", name, link.id, 1) for name in link.handles)
+        ways += self._discovery.known()
+        return [
+            {"kind": kind, "target": key, "via": via, "hops": hops}
+            for kind, key, via, hops in sorted(ways, key=lambda way: (way[1], way[3], way[2]))
+            if key == target or (not target and not key.startswith(RESERVED))
+        ]
+
     def peers(self) -> list[dict[str, Any]]:
         """What is known of every peer, in plain JSON."""
         return [
@@ -769,7 +899,7 @@ def _astray(error: RequestError | None, link: str) -> bool:
 
     Only its neighbour asks again: were everybody on the way to, each hop would double the attempts.
     """
-    return error is not None and error.reason in _NOBODY and error.at == link
+    return error is not None and error.reason in NOBODY and error.at == link
 
 
 def _loop(me: str, message: Message) -> RequestError:

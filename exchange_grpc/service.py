@@ -10,7 +10,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from math import inf
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -24,17 +25,17 @@ from grpc_status import rpc_status
 from exchange.v1 import message_pb2, service_pb2
 
 from . import wire
-from .errors import Code, InvalidMessage, Refused, RequestError, Unhandled
-from .limits import OBSERVER_QUEUE, REQUEST_SECONDS
+from .errors import Code, InvalidMessage, Refused, RequestError
 from .message import Kind, Message, Seen, encode_value
-from .payload import JSON, NULL, encode_json
+from .observers import Backlog
+from .patterns import SET
+from .payload import JSON, NULL, decode_json, encode_json
 from .transports import Host
 
 SERVICE = "exchange.v1.ExchangeService"
 PEER = "Peer"
+Answered = TypeVar("Answered", bound=Proto)
 log = logging.getLogger(__name__)
-
-_NOT_YET = ("Why", "GetState", "SetState", "Describe")  # and WatchState, which streams
 
 
 class Doors:
@@ -43,7 +44,8 @@ class Doors:
     def __init__(self, host: Host) -> None:
         self.health = health.aio.HealthServicer()
         self._host = host
-        self._watching: set[asyncio.Queue[service_pb2.ObserveResponse | None]] = set()
+        self._observing: set[asyncio.Event] = set()
+        self._closed = False
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All methods but `Peer`, for a gRPC server."""
@@ -51,10 +53,13 @@ class Doors:
             "Send": _unary(service_pb2.SendRequest, self._send),
             "Publish": _unary(service_pb2.PublishRequest, self._publish),
             "Request": _unary(service_pb2.RequestRequest, self._request),
-            "Trace": _unary(service_pb2.TraceRequest, self._trace),
             "Observe": _stream(service_pb2.ObserveRequest, self._observe),
-            "WatchState": grpc.unary_stream_rpc_method_handler(_not_yet("WatchState")),
-            **{name: grpc.unary_unary_rpc_method_handler(_not_yet(name)) for name in _NOT_YET},
+            "Trace": _unary(service_pb2.TraceRequest, self._trace),
+            "Why": _unary(service_pb2.WhyRequest, self._why),
+            "GetState": _unary(service_pb2.GetStateRequest, self._get_state),
+            "SetState": _unary(service_pb2.SetStateRequest, self._set_state),
+            "WatchState": _stream(service_pb2.WatchStateRequest, self._watch_state),
+            "Describe": _unary(service_pb2.DescribeRequest, self._describe),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -64,10 +69,11 @@ class Doors:
             await self.health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def close(self) -> None:
-        """End the streams, and say that nothing is served."""
+        """End the streams that observe, and say that nothing is served."""
+        self._closed = True
+        for something in self._observing:
+            something.set()
         await self.health.enter_graceful_shutdown()
-        for queue in self._watching:
-            _last(queue)
 
     async def _send(self, request: service_pb2.SendRequest, context: Any) -> Proto:
         message = self._read(request.message, Kind.SEND)
@@ -89,41 +95,98 @@ class Doors:
             raise Refused(f"the answer: {error}", code=Code.OUT_OF_RANGE, reason="ANSWER", at=self._host.id) from None
 
     async def _trace(self, request: service_pb2.TraceRequest, context: Any) -> Proto:
-        payload = encode_json({"id": request.id})
-        deadline = asyncio.get_running_loop().time() + REQUEST_SECONDS
-        question = Message("", "exchange.trace", Kind.REQUEST, "", to=self._host.id, payload=payload, deadline=deadline)
-        reply = await self._host.relay_request(question, context.time_remaining())
+        question = {"id": request.id, "here": request.here, "root": request.root}
+        return _as_proto(await self._ask("exchange.trace", question, context), service_pb2.TraceResponse())
+
+    async def _why(self, request: service_pb2.WhyRequest, context: Any) -> Proto:
+        said = await self._ask("exchange.why", {"key": request.key}, context)
+        if not _is_exact(said.get("value")):
+            del said["value"]
+        for change in said.get("transaction", {}).get("changes", ()):
+            change.update({key: str(change[key]) for key in ("old", "new") if not _is_exact(change[key])})
+        return _as_proto(said, service_pb2.WhyResponse())
+
+    async def _describe(self, request: service_pb2.DescribeRequest, context: Any) -> Proto:
+        return _as_proto(await self._ask("exchange.describe", None, context), service_pb2.DescribeResponse())
+
+    async def _get_state(self, request: service_pb2.GetStateRequest, context: Any) -> Proto:
+        said = await self._ask("exchange.state.get", {"name": request.name}, context)
+        return service_pb2.GetStateResponse(state=self._state(said["state"], as_json=request.as_json))
+
+    async def _set_state(self, request: service_pb2.SetStateRequest, context: Any) -> Proto:
+        as_json = bool(request.json)
+        value = request.json if as_json else wire.value_to_json(request.value)
+        question: dict[str, Any] = {"name": request.name, "value": decode_json(value)}
+        if request.HasField("expected_revision"):
+            question["expected_revision"] = request.expected_revision
+        said = await self._ask(SET, question, context)
+        return service_pb2.SetStateResponse(state=self._state(said["state"], as_json=as_json))
+
+    async def _watch_state(
+        self, request: service_pb2.WatchStateRequest, context: Any
+    ) -> AsyncIterator[service_pb2.WatchStateResponse]:
+        question = self._question("exchange.state.watch", {"names": list(request.names)})
+        replies = self._host.relay_many(question, inf)
+        try:
+            async for reply in replies:
+                if reply.error is not None:
+                    raise reply.error
+                said = reply.value
+                states = [self._state(state, as_json=request.as_json) for state in said["states"]]
+                yield service_pb2.WatchStateResponse(states=states, snapshot=said["snapshot"])
+        finally:
+            await replies.aclose()
+
+    def _state(self, state: dict[str, Any], *, as_json: bool) -> service_pb2.StateValue:
+        payload = encode_json(state.pop("value"))
+        said = service_pb2.StateValue(**state)
+        if as_json:
+            said.json = payload
+            return said
+        try:
+            said.value.CopyFrom(wire.json_to_value(payload))
+        except InvalidMessage as error:
+            text = f"the value of {said.name}: {error}"
+            raise Refused(text, code=Code.OUT_OF_RANGE, reason="ANSWER", at=self._host.id) from None
+        return said
+
+    async def _ask(self, name: str, value: Any, context: Any) -> Any:
+        """What this exchange answers to a question about itself."""
+        reply = await self._host.relay_request(self._question(name, value), context.time_remaining())
         if reply.error is not None:
             raise reply.error
-        return ParseDict(reply.value, service_pb2.TraceResponse())
+        return reply.value
+
+    def _question(self, name: str, value: Any) -> Message:
+        payload = encode_json(value)
+        return Message("", name, Kind.REQUEST, "", to=self._host.id, payload=payload, deadline=inf)
 
     async def _observe(
         self, request: service_pb2.ObserveRequest, context: Any
     ) -> AsyncIterator[service_pb2.ObserveResponse]:
-        queue: asyncio.Queue[service_pb2.ObserveResponse | None] = asyncio.Queue(OBSERVER_QUEUE)
-        missed = 0
+        backlog, something = Backlog(), asyncio.Event()
 
         def show(message: Message, seen: Seen) -> None:
-            nonlocal missed
-            if queue.full():
-                missed += 1
-                return
-            response = service_pb2.ObserveResponse(
-                seen=int(seen),  # type: ignore[arg-type]  # the stub wants the enum's own type
-                message=_shown(message, seen, as_value=request.as_value),
-                missed=missed,
-            )
-            missed = 0
-            queue.put_nowait(response)
+            if backlog.put(message, seen):
+                something.set()
 
         remove = self._host.watch(request.pattern or "*", show)
-        self._watching.add(queue)
+        self._observing.add(something)
         try:
             await context.send_initial_metadata(())  # from here on nothing is missed
-            while (response := await queue.get()) is not None:
-                yield response
+            while not self._closed:
+                await something.wait()
+                something.clear()
+                while backlog:
+                    message, seen = backlog.take()
+                    missed, backlog.missed = backlog.missed, 0
+                    yield service_pb2.ObserveResponse(
+                        seen=int(seen),  # type: ignore[arg-type]  # the stub wants the enum's own type
+                        message=_shown(message, seen, as_value=request.as_value),
+                        missed=missed,
+                    )
         finally:
-            self._watching.discard(queue)
+            self._observing.discard(something)
             remove()
 
     def _read(self, packed: message_pb2.Message, kind: Kind) -> Message:
@@ -157,19 +220,18 @@ def _shown(message: Message, seen: Seen, *, as_value: bool) -> wire.Packed:
     return wire.pack(replace(message, payload=NULL, content_type=JSON, wire=None))
 
 
-def _last(queue: "asyncio.Queue[service_pb2.ObserveResponse | None]") -> None:
-    while queue.full():
-        queue.get_nowait()
-    queue.put_nowait(None)
+def _as_proto(said: dict[str, Any], into: Answered) -> Answered:
+    """An answer of the system, which has the shape of `into` and more."""
+    return ParseDict(said, into, ignore_unknown_fields=True)
 
 
-def _not_yet(name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    async def answer(_: bytes, context: Any) -> bytes:
-        text = f"{name} comes with a later version of this service"
-        await _abort(context, Unhandled(text, reason="NOT_YET"))
-        return b""
-
-    return answer
+def _is_exact(value: Any) -> bool:
+    """Whether a `google.protobuf.Value` can say it."""
+    try:
+        wire.json_to_value(encode_json(value))
+    except InvalidMessage:
+        return False
+    return True
 
 
 def _unary(request: type[Any], door: Callable[[Any, Any], Awaitable[Proto]]) -> "grpc.RpcMethodHandler[bytes, bytes]":

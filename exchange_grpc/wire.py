@@ -42,6 +42,7 @@ from .limits import (
     HEADERS_BYTES,
     HOPS,
     ID_LENGTH,
+    LOST_NAMES,
     MESSAGE_BYTES,
     MESSAGE_SECONDS,
     PATH,
@@ -186,6 +187,9 @@ def read_message(packed: Packed, now: float) -> Message:
     if packed.HasField("error"):
         message.error = read_status(packed.error)
     message.outcome = _OUTCOMES.get(packed.outcome)
+    message.many = packed.many and kind is Kind.REQUEST
+    if packed.HasField("end"):
+        message.lost = tuple(map(check_id, packed.end.lost[:LOST_NAMES]))
     return message
 
 
@@ -278,6 +282,10 @@ def _pack_anew(message: Message) -> Packed:
         packed.error.CopyFrom(status(message.error))
     if message.outcome is not None:
         packed.outcome = int(message.outcome)  # type: ignore[assignment]
+    if message.many:
+        packed.many = True
+    if message.lost is not None:
+        packed.end.lost.extend(message.lost)
     return packed
 
 
@@ -398,6 +406,7 @@ def _read_introduction(packed: frame_pb2.Hello | frame_pb2.Welcome) -> Introduct
         packed.interest.revision,
         tuple(map(check_name, packed.interest.handles)),
         tuple(map(check_pattern, packed.interest.subscribes)),
+        tuple(map(check_name, packed.interest.exports)),
         packed.limits.message_bytes or MESSAGE_BYTES,
         packed.limits.frame_bytes or FRAME_BYTES,
     )
@@ -469,4 +478,5 @@ def _write_introduction(packed: frame_pb2.Hello | frame_pb2.Welcome, me: Introdu
     packed.interest.revision = me.revision
     packed.interest.handles.extend(me.handles)
     packed.interest.subscribes.extend(me.subscribes)
+    packed.interest.exports.extend(me.exports)
     packed.limits.message_bytes, packed.limits.frame_bytes = me.message_bytes, me.frame_bytes

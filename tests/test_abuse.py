@@ -317,7 +317,7 @@ async def test_a_client_that_vanishes_leaves_nothing(hub: tuple[Exchange, str]) 
 
 
 async def test_a_link_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.exchange.LINKS", 1)
+    monkeypatch.setattr("exchange_grpc.links.LINKS", 1)
     async with Exchange("hub") as hub, Exchange("one") as one, Exchange("two") as two:
         await one.connect(hub)
         with pytest.raises(LinkError, match="hub has 1 links already"):

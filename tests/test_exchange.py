@@ -35,6 +35,7 @@ from exchange_grpc import (
     Unavailable,
     Unhandled,
 )
+from exchange_grpc.version import AGENT
 
 
 @pytest.fixture(params=["local", "grpc"])
@@ -695,10 +696,19 @@ async def test_the_trace_of_browser_server_worker(world: World) -> None:
 
 async def test_a_trace_nobody_knows_is_not_found(local: World) -> None:
     app = local.exchange("app")
-    for value in ({"id": "app.1.1"}, {"id": 5}, {}, None, [1]):
+    for value, code in (
+        ({"id": "app.1.1"}, Code.NOT_FOUND),
+        ({"id": "else.1.1", "here": True}, Code.NOT_FOUND),
+        ({"id": "else.1.1"}, Code.NOT_FOUND),
+        ({"id": "no id"}, Code.NOT_FOUND),
+        ({"id": 5}, Code.INVALID_ARGUMENT),
+        ({}, Code.INVALID_ARGUMENT),
+        (None, Code.INVALID_ARGUMENT),
+        ([1], Code.INVALID_ARGUMENT),
+    ):
         with pytest.raises(Refused) as caught:
-            await app.request("exchange.trace", value)
-        assert caught.value.code is Code.NOT_FOUND
+            await soon(app.request("exchange.trace", value))
+        assert caught.value.code is code
 
 
 async def test_asking_who_is_linked(world: World) -> None:
@@ -707,8 +717,19 @@ async def test_asking_who_is_linked(world: World) -> None:
     await world.link(worker, hub)
     told = await worker.request("exchange.peers", to="hub")
     assert told == {
+        "version": 1,
         "exchange": "hub",
-        "peers": [{"id": "worker", "relay": False, "handles": ["job"], "subscribes": ["news.**"], "pending": 0}],
+        "peers": [
+            {
+                "id": "worker",
+                "agent": AGENT,
+                "relay": False,
+                "handles": ["job"],
+                "subscribes": ["news.**"],
+                "exports": [],
+                "pending": 0,
+            }
+        ],
     }
     assert (await worker.request("exchange.peers"))["exchange"] == "worker"
 
@@ -902,7 +923,6 @@ OURS = (
     "set", "get", "run", "route", "broadcast", "offer", "subscribe", "peer.connect", "peer.disconnect",
     "peer.interest", "peer.asked", "peer.answered", "rejected", "expired", "failed", "deliver", "transmit",
     "control", "announce", "resolve", "dispatched", "withdraw", "observed", "message.unhandled", "exchange.x",
-    "exchange.state.set",
 )  # fmt: skip
 
 
@@ -948,7 +968,7 @@ async def test_connecting_twice_gives_the_same_peer(world: World) -> None:
     assert all(peer is first for peer in both)
     assert (len(client.peers), len(server.peers)) == (1, 1)
     assert await first.request("x") == 1
-    await until(lambda: len(client._open_links) == len(server._open_links) == 1)
+    await until(lambda: len(client._links.all) == len(server._links.all) == 1)
 
 
 async def test_two_who_dial_each_other_at_once_keep_one_link(world: World) -> None:
@@ -960,7 +980,7 @@ async def test_two_who_dial_each_other_at_once_keep_one_link(world: World) -> No
             await world.url(b)
         one, two = await soon(asyncio.gather(world.link(a, b), world.link(b, a)))
         assert (one.id, two.id) == (b.id, a.id)
-        await until(lambda a=a, b=b: len(a._open_links) == len(b._open_links) == 1)
+        await until(lambda a=a, b=b: len(a._links.all) == len(b._links.all) == 1)
         assert await soon(a.request("who.b")) == "b"
         assert await soon(b.request("who.a")) == "a"
         assert (len(a.peers), len(b.peers)) == (1, 1)
@@ -1164,7 +1184,7 @@ async def test_a_connect_that_a_close_overtakes_fails(monkeypatch: pytest.Monkey
         await client.close()
         with pytest.raises(ExchangeError):
             await soon(connecting)
-        await until(lambda: not server._open_links)
+        await until(lambda: not server._links.all)
 
 
 def test_another_loop_is_refused() -> None:

@@ -13,10 +13,10 @@ PACKAGE = Path(exchange_grpc.__file__).parent
 
 # Each room imports only from rooms before it.
 ORDER = [
-    "errors", "kernel", "limits", "version", "patterns", "payload", "message", "frames", "wire", "ledger",
-    "graph", "reactive", "tasks", "peer", "discovery", "routing", "handlers",
-    "transports", "transports.link", "transports.local", "service", "transports.grpc",
-    "exchange", "__init__", "demo", "tree", "console", "doctor", "cli",
+    "errors", "kernel", "limits", "version", "patterns", "payload", "message", "frames", "wire", "ledger", "traces",
+    "graph", "reactive", "changes", "tasks", "peer", "discovery", "scatter", "routing",
+    "handlers", "observers", "remote", "transports", "transports.link", "transports.local", "links", "system",
+    "service", "transports.grpc", "blocking", "exchange", "__init__", "demo", "tree", "console", "doctor", "cli",
 ]  # fmt: skip
 CORE = ORDER[: ORDER.index("handlers")]
 WORLD = {"asyncio", "grpc", "socket", "time", "random", "os", "threading", "concurrent"}
@@ -73,7 +73,7 @@ def test_the_core_knows_no_loop_socket_or_clock(module: str) -> None:
 
 def test_only_the_door_and_the_edge_know_generated_code() -> None:
     users = {module for module in ORDER if "exchange" in imports(module)[1]}
-    assert users == {"wire", "service", "cli", "tree", "doctor"}
+    assert users == {"wire", "service", "blocking", "cli", "tree", "doctor"}
 
 
 def test_the_kernel_imports_nothing_of_the_package() -> None:
@@ -84,7 +84,7 @@ def test_the_public_names_are_these() -> None:
     assert sorted(exchange_grpc.__all__) == [
         "AddressError", "Cancelled", "CircularDependency", "Code", "DeadlineExceeded", "Exchange",
         "ExchangeError", "HandlerFailed", "Hop", "InvalidMessage", "Kind", "LimitExceeded", "LinkError",
-        "Message", "Outcome", "Peer", "Refused", "RequestError", "Seen", "SideEffect", "State", "StateError",
+        "Message", "Outcome", "Peer", "Refused", "RemoteState", "Replies", "RequestError", "Seen", "SideEffect", "State", "StateError", "StateValue",
         "SubscriberError", "Unavailable", "Unhandled", "UnknownName", "__version__",
     ]  # fmt: skip
 

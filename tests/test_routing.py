@@ -1393,10 +1393,10 @@ def test_a_publication_is_remembered_for_longer_than_it_lives(monkeypatch: pytes
         message = foreign(Kind.PUBLISH, "x", "a", n=n)
         message.deadline = mesh.now + 1
         arriving(mesh["b"], message, "a")
-    assert len(mesh["b"].router._published._until) == 2, "the old one is forgotten"
+    assert len(mesh["b"].router._spread._until) == 2, "the old one is forgotten"
     monkeypatch.setattr("exchange_grpc.discovery.SEEN_IDS", 2)
     mesh["b"].publish("one")
-    assert len(mesh["b"].router._published._until) == 2
+    assert len(mesh["b"].router._spread._until) == 2
 
 
 def test_a_publisher_hears_itself_if_it_subscribes() -> None:

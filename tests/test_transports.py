@@ -544,6 +544,9 @@ class Loft:
     def __init__(self, url: str, lofts: dict[str, Any]) -> None:
         self.url, self._lofts = url, lofts
 
+    async def stopping(self) -> None:
+        pass
+
     async def close(self) -> None:
         self._lofts.pop(self.url, None)
 

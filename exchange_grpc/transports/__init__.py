@@ -11,7 +11,7 @@ A frame is bytes, one write, complete and in order. What a transport must hold t
 """
 
 import importlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from ..errors import AddressError
@@ -49,8 +49,21 @@ class Listener(Protocol):
     def url(self) -> str:
         """Where it listens, with the port it was given."""
 
+    async def stopping(self) -> None:
+        """Say to whoever looks that it will close soon, and end what would never end by itself."""
+
     async def close(self) -> None:
         """Take no more connections, and end those that are left."""
+
+
+class Replies(Protocol):
+    """The replies to a request to many."""
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        """One after another."""
+
+    async def aclose(self) -> None:
+        """Take no more."""
 
 
 class Host(Protocol):
@@ -68,6 +81,9 @@ class Host(Protocol):
 
     async def relay_request(self, message: Message, timeout: float | None) -> Message:
         """Emit a request for such a caller and wait for its reply, which may be an error."""
+
+    def relay_many(self, message: Message, timeout: float | None) -> Replies:
+        """Emit a request to many for such a caller; its replies."""
 
     def watch(self, pattern: str, watcher: Callable[[Message, Seen], None]) -> Callable[[], None]:
         """Call `watcher` at once, on the loop, for all that happens here and fits. Returns what ends it."""

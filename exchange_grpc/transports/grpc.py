@@ -188,9 +188,12 @@ class GrpcListener:
         """See `Listener`."""
         return self._url
 
-    async def close(self) -> None:
+    async def stopping(self) -> None:
         """See `Listener`."""
         await self._doors.close()
+
+    async def close(self) -> None:
+        """See `Listener`."""
         await self._server.stop(_CLOSE_SECONDS)
 
 

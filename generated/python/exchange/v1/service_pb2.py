@@ -27,7 +27,7 @@ from exchange.v1 import message_pb2 as exchange_dot_v1_dot_message__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65xchange/v1/service.proto\x12\x0b\x65xchange.v1\x1a\x17\x65xchange/v1/frame.proto\x1a\x19\x65xchange/v1/message.proto\x1a\x1cgoogle/protobuf/struct.proto\"4\n\x0bSendRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"\x1a\n\x0cSendResponse\x12\n\n\x02id\x18\x01 \x01(\t\"7\n\x0ePublishRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"\x1d\n\x0fPublishResponse\x12\n\n\x02id\x18\x01 \x01(\t\"7\n\x0eRequestRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"8\n\x0fRequestResponse\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"3\n\x0eObserveRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x10\n\x08\x61s_value\x18\x02 \x01(\x08\"i\n\x0fObserveResponse\x12\x1f\n\x04seen\x18\x01 \x01(\x0e\x32\x11.exchange.v1.Seen\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.exchange.v1.Message\x12\x0e\n\x06missed\x18\x03 \x01(\x04\"(\n\x0cTraceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04here\x18\x02 \x01(\x08\"s\n\rTraceResponse\x12\x0c\n\x04root\x18\x01 \x01(\t\x12 \n\x05spans\x18\x02 \x03(\x0b\x32\x11.exchange.v1.Span\x12\x0b\n\x03\x63ut\x18\x03 \x01(\x08\x12%\n\x07missing\x18\x04 \x03(\x0b\x32\x14.exchange.v1.Missing\"+\n\x07Missing\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc1\x01\n\x04Span\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1f\n\x04kind\x18\x03 \x01(\x0e\x32\x11.exchange.v1.Kind\x12\x0c\n\x04\x66rom\x18\x04 \x01(\t\x12\n\n\x02to\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61uses\x18\x06 \x03(\t\x12\x1e\n\x04hops\x18\x07 \x03(\x0b\x32\x10.exchange.v1.Hop\x12\x10\n\x08reply_to\x18\x08 \x01(\t\x12\"\n\x06\x65vents\x18\t \x03(\x0b\x32\x12.exchange.v1.Event\"\x80\x01\n\x05\x45vent\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\r\n\x05\x61t_us\x18\x02 \x01(\x03\x12%\n\x07outcome\x18\x03 \x01(\x0e\x32\x14.exchange.v1.Outcome\x12\n\n\x02\x62y\x18\x04 \x01(\t\x12\x13\n\x0b\x64uration_us\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x19\n\nWhyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"\xcf\x01\n\x0bWhyResponse\x12%\n\x05value\x18\x01 \x01(\x0b\x32\x16.google.protobuf.Value\x12)\n\x05trace\x18\x02 \x01(\x0b\x32\x1a.exchange.v1.TraceResponse\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x10\n\x08\x65xchange\x18\x04 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12-\n\x0btransaction\x18\x07 \x01(\x0b\x32\x18.exchange.v1.Transaction\"\x84\x01\n\x0bTransaction\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\r\n\x05\x61t_us\x18\x03 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x0f\n\x07handler\x18\x05 \x01(\t\x12$\n\x07\x63hanges\x18\x06 \x03(\x0b\x32\x13.exchange.v1.Change\"\x95\x01\n\x06\x43hange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x03old\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12#\n\x03new\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08\x63omputed\x18\x04 \x01(\x08\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x05 \x03(\t\x12\x10\n\x08revision\x18\x06 \x01(\x04\"0\n\x0fGetStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61s_json\x18\x02 \x01(\x08\":\n\x10GetStateResponse\x12&\n\x05state\x18\x01 \x01(\x0b\x32\x17.exchange.v1.StateValue\"\x94\x01\n\nStateValue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x0c\n\x04json\x18\x06 \x01(\x0c\x12\x13\n\x0btransaction\x18\x07 \x01(\x04\"\x8a\x01\n\x0fSetStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04json\x18\x04 \x01(\x0c\x42\x14\n\x12_expected_revision\":\n\x10SetStateResponse\x12&\n\x05state\x18\x01 \x01(\x0b\x32\x17.exchange.v1.StateValue\"3\n\x11WatchStateRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0f\n\x07\x61s_json\x18\x02 \x01(\x08\"O\n\x12WatchStateResponse\x12\'\n\x06states\x18\x01 \x03(\x0b\x32\x17.exchange.v1.StateValue\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\"\x11\n\x0f\x44\x65scribeRequest\"\xaf\x01\n\x10\x44\x65scribeResponse\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\r\n\x05relay\x18\x04 \x01(\x08\x12*\n\x08interest\x18\x05 \x01(\x0b\x32\x18.exchange.v1.InterestSet\x12\r\n\x05peers\x18\x06 \x03(\t\x12\x0f\n\x07\x61\x63\x63\x65pts\x18\x07 \x03(\t\x12\x10\n\x08protocol\x18\x08 \x01(\r*c\n\x04Seen\x12\x14\n\x10SEEN_UNSPECIFIED\x10\x00\x12\x11\n\rSEEN_RECEIVED\x10\x01\x12\x12\n\x0eSEEN_FORWARDED\x10\x02\x12\x10\n\x0cSEEN_EMITTED\x10\x03\x12\x0c\n\x08SEEN_SET\x10\x04\x32\xfc\x05\n\x0f\x45xchangeService\x12\x32\n\x04Peer\x12\x12.exchange.v1.Frame\x1a\x12.exchange.v1.Frame(\x01\x30\x01\x12;\n\x04Send\x12\x18.exchange.v1.SendRequest\x1a\x19.exchange.v1.SendResponse\x12\x44\n\x07Publish\x12\x1b.exchange.v1.PublishRequest\x1a\x1c.exchange.v1.PublishResponse\x12\x44\n\x07Request\x12\x1b.exchange.v1.RequestRequest\x1a\x1c.exchange.v1.RequestResponse\x12\x46\n\x07Observe\x12\x1b.exchange.v1.ObserveRequest\x1a\x1c.exchange.v1.ObserveResponse0\x01\x12>\n\x05Trace\x12\x19.exchange.v1.TraceRequest\x1a\x1a.exchange.v1.TraceResponse\x12\x38\n\x03Why\x12\x17.exchange.v1.WhyRequest\x1a\x18.exchange.v1.WhyResponse\x12G\n\x08GetState\x12\x1c.exchange.v1.GetStateRequest\x1a\x1d.exchange.v1.GetStateResponse\x12G\n\x08SetState\x12\x1c.exchange.v1.SetStateRequest\x1a\x1d.exchange.v1.SetStateResponse\x12O\n\nWatchState\x12\x1e.exchange.v1.WatchStateRequest\x1a\x1f.exchange.v1.WatchStateResponse0\x01\x12G\n\x08\x44\x65scribe\x12\x1c.exchange.v1.DescribeRequest\x1a\x1d.exchange.v1.DescribeResponseBGZEgithub.com/exchange-grpc/exchange/generated/go/exchange/v1;exchangev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65xchange/v1/service.proto\x12\x0b\x65xchange.v1\x1a\x17\x65xchange/v1/frame.proto\x1a\x19\x65xchange/v1/message.proto\x1a\x1cgoogle/protobuf/struct.proto\"4\n\x0bSendRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"\x1a\n\x0cSendResponse\x12\n\n\x02id\x18\x01 \x01(\t\"7\n\x0ePublishRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"\x1d\n\x0fPublishResponse\x12\n\n\x02id\x18\x01 \x01(\t\"7\n\x0eRequestRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"8\n\x0fRequestResponse\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.exchange.v1.Message\"3\n\x0eObserveRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x10\n\x08\x61s_value\x18\x02 \x01(\x08\"i\n\x0fObserveResponse\x12\x1f\n\x04seen\x18\x01 \x01(\x0e\x32\x11.exchange.v1.Seen\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.exchange.v1.Message\x12\x0e\n\x06missed\x18\x03 \x01(\x04\"6\n\x0cTraceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04here\x18\x02 \x01(\x08\x12\x0c\n\x04root\x18\x03 \x01(\t\"s\n\rTraceResponse\x12\x0c\n\x04root\x18\x01 \x01(\t\x12 \n\x05spans\x18\x02 \x03(\x0b\x32\x11.exchange.v1.Span\x12\x0b\n\x03\x63ut\x18\x03 \x01(\x08\x12%\n\x07missing\x18\x04 \x03(\x0b\x32\x14.exchange.v1.Missing\"+\n\x07Missing\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc1\x01\n\x04Span\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1f\n\x04kind\x18\x03 \x01(\x0e\x32\x11.exchange.v1.Kind\x12\x0c\n\x04\x66rom\x18\x04 \x01(\t\x12\n\n\x02to\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61uses\x18\x06 \x03(\t\x12\x1e\n\x04hops\x18\x07 \x03(\x0b\x32\x10.exchange.v1.Hop\x12\x10\n\x08reply_to\x18\x08 \x01(\t\x12\"\n\x06\x65vents\x18\t \x03(\x0b\x32\x12.exchange.v1.Event\"\x80\x01\n\x05\x45vent\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\r\n\x05\x61t_us\x18\x02 \x01(\x03\x12%\n\x07outcome\x18\x03 \x01(\x0e\x32\x14.exchange.v1.Outcome\x12\n\n\x02\x62y\x18\x04 \x01(\t\x12\x13\n\x0b\x64uration_us\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x19\n\nWhyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"\xcf\x01\n\x0bWhyResponse\x12%\n\x05value\x18\x01 \x01(\x0b\x32\x16.google.protobuf.Value\x12)\n\x05trace\x18\x02 \x01(\x0b\x32\x1a.exchange.v1.TraceResponse\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x10\n\x08\x65xchange\x18\x04 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12-\n\x0btransaction\x18\x07 \x01(\x0b\x32\x18.exchange.v1.Transaction\"\x84\x01\n\x0bTransaction\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\r\n\x05\x61t_us\x18\x03 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x0f\n\x07handler\x18\x05 \x01(\t\x12$\n\x07\x63hanges\x18\x06 \x03(\x0b\x32\x13.exchange.v1.Change\"\x95\x01\n\x06\x43hange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x03old\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12#\n\x03new\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08\x63omputed\x18\x04 \x01(\x08\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x05 \x03(\t\x12\x10\n\x08revision\x18\x06 \x01(\x04\"0\n\x0fGetStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61s_json\x18\x02 \x01(\x08\":\n\x10GetStateResponse\x12&\n\x05state\x18\x01 \x01(\x0b\x32\x17.exchange.v1.StateValue\"\x94\x01\n\nStateValue\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x12\x0c\n\x04json\x18\x06 \x01(\x0c\x12\x13\n\x0btransaction\x18\x07 \x01(\x04\"\x8a\x01\n\x0fSetStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04json\x18\x04 \x01(\x0c\x42\x14\n\x12_expected_revision\":\n\x10SetStateResponse\x12&\n\x05state\x18\x01 \x01(\x0b\x32\x17.exchange.v1.StateValue\"3\n\x11WatchStateRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0f\n\x07\x61s_json\x18\x02 \x01(\x08\"O\n\x12WatchStateResponse\x12\'\n\x06states\x18\x01 \x03(\x0b\x32\x17.exchange.v1.StateValue\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\"\x11\n\x0f\x44\x65scribeRequest\"\xaf\x01\n\x10\x44\x65scribeResponse\x12\x10\n\x08\x65xchange\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\r\n\x05relay\x18\x04 \x01(\x08\x12*\n\x08interest\x18\x05 \x01(\x0b\x32\x18.exchange.v1.InterestSet\x12\r\n\x05peers\x18\x06 \x03(\t\x12\x0f\n\x07\x61\x63\x63\x65pts\x18\x07 \x03(\t\x12\x10\n\x08protocol\x18\x08 \x01(\r*c\n\x04Seen\x12\x14\n\x10SEEN_UNSPECIFIED\x10\x00\x12\x11\n\rSEEN_RECEIVED\x10\x01\x12\x12\n\x0eSEEN_FORWARDED\x10\x02\x12\x10\n\x0cSEEN_EMITTED\x10\x03\x12\x0c\n\x08SEEN_SET\x10\x04\x32\xfc\x05\n\x0f\x45xchangeService\x12\x32\n\x04Peer\x12\x12.exchange.v1.Frame\x1a\x12.exchange.v1.Frame(\x01\x30\x01\x12;\n\x04Send\x12\x18.exchange.v1.SendRequest\x1a\x19.exchange.v1.SendResponse\x12\x44\n\x07Publish\x12\x1b.exchange.v1.PublishRequest\x1a\x1c.exchange.v1.PublishResponse\x12\x44\n\x07Request\x12\x1b.exchange.v1.RequestRequest\x1a\x1c.exchange.v1.RequestResponse\x12\x46\n\x07Observe\x12\x1b.exchange.v1.ObserveRequest\x1a\x1c.exchange.v1.ObserveResponse0\x01\x12>\n\x05Trace\x12\x19.exchange.v1.TraceRequest\x1a\x1a.exchange.v1.TraceResponse\x12\x38\n\x03Why\x12\x17.exchange.v1.WhyRequest\x1a\x18.exchange.v1.WhyResponse\x12G\n\x08GetState\x12\x1c.exchange.v1.GetStateRequest\x1a\x1d.exchange.v1.GetStateResponse\x12G\n\x08SetState\x12\x1c.exchange.v1.SetStateRequest\x1a\x1d.exchange.v1.SetStateResponse\x12O\n\nWatchState\x12\x1e.exchange.v1.WatchStateRequest\x1a\x1f.exchange.v1.WatchStateResponse0\x01\x12G\n\x08\x44\x65scribe\x12\x1c.exchange.v1.DescribeRequest\x1a\x1d.exchange.v1.DescribeResponseBGZEgithub.com/exchange-grpc/exchange/generated/go/exchange/v1;exchangev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'exchange.v1.service_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'ZEgithub.com/exchange-grpc/exchange/generated/go/exchange/v1;exchangev1'
-  _globals['_SEEN']._serialized_start=2417
-  _globals['_SEEN']._serialized_end=2516
+  _globals['_SEEN']._serialized_start=2431
+  _globals['_SEEN']._serialized_end=2530
   _globals['_SENDREQUEST']._serialized_start=124
   _globals['_SENDREQUEST']._serialized_end=176
   _globals['_SENDRESPONSE']._serialized_start=178
@@ -54,41 +54,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OBSERVERESPONSE']._serialized_start=462
   _globals['_OBSERVERESPONSE']._serialized_end=567
   _globals['_TRACEREQUEST']._serialized_start=569
-  _globals['_TRACEREQUEST']._serialized_end=609
-  _globals['_TRACERESPONSE']._serialized_start=611
-  _globals['_TRACERESPONSE']._serialized_end=726
-  _globals['_MISSING']._serialized_start=728
-  _globals['_MISSING']._serialized_end=771
-  _globals['_SPAN']._serialized_start=774
-  _globals['_SPAN']._serialized_end=967
-  _globals['_EVENT']._serialized_start=970
-  _globals['_EVENT']._serialized_end=1098
-  _globals['_WHYREQUEST']._serialized_start=1100
-  _globals['_WHYREQUEST']._serialized_end=1125
-  _globals['_WHYRESPONSE']._serialized_start=1128
-  _globals['_WHYRESPONSE']._serialized_end=1335
-  _globals['_TRANSACTION']._serialized_start=1338
-  _globals['_TRANSACTION']._serialized_end=1470
-  _globals['_CHANGE']._serialized_start=1473
-  _globals['_CHANGE']._serialized_end=1622
-  _globals['_GETSTATEREQUEST']._serialized_start=1624
-  _globals['_GETSTATEREQUEST']._serialized_end=1672
-  _globals['_GETSTATERESPONSE']._serialized_start=1674
-  _globals['_GETSTATERESPONSE']._serialized_end=1732
-  _globals['_STATEVALUE']._serialized_start=1735
-  _globals['_STATEVALUE']._serialized_end=1883
-  _globals['_SETSTATEREQUEST']._serialized_start=1886
-  _globals['_SETSTATEREQUEST']._serialized_end=2024
-  _globals['_SETSTATERESPONSE']._serialized_start=2026
-  _globals['_SETSTATERESPONSE']._serialized_end=2084
-  _globals['_WATCHSTATEREQUEST']._serialized_start=2086
-  _globals['_WATCHSTATEREQUEST']._serialized_end=2137
-  _globals['_WATCHSTATERESPONSE']._serialized_start=2139
-  _globals['_WATCHSTATERESPONSE']._serialized_end=2218
-  _globals['_DESCRIBEREQUEST']._serialized_start=2220
-  _globals['_DESCRIBEREQUEST']._serialized_end=2237
-  _globals['_DESCRIBERESPONSE']._serialized_start=2240
-  _globals['_DESCRIBERESPONSE']._serialized_end=2415
-  _globals['_EXCHANGESERVICE']._serialized_start=2519
-  _globals['_EXCHANGESERVICE']._serialized_end=3283
+  _globals['_TRACEREQUEST']._serialized_end=623
+  _globals['_TRACERESPONSE']._serialized_start=625
+  _globals['_TRACERESPONSE']._serialized_end=740
+  _globals['_MISSING']._serialized_start=742
+  _globals['_MISSING']._serialized_end=785
+  _globals['_SPAN']._serialized_start=788
+  _globals['_SPAN']._serialized_end=981
+  _globals['_EVENT']._serialized_start=984
+  _globals['_EVENT']._serialized_end=1112
+  _globals['_WHYREQUEST']._serialized_start=1114
+  _globals['_WHYREQUEST']._serialized_end=1139
+  _globals['_WHYRESPONSE']._serialized_start=1142
+  _globals['_WHYRESPONSE']._serialized_end=1349
+  _globals['_TRANSACTION']._serialized_start=1352
+  _globals['_TRANSACTION']._serialized_end=1484
+  _globals['_CHANGE']._serialized_start=1487
+  _globals['_CHANGE']._serialized_end=1636
+  _globals['_GETSTATEREQUEST']._serialized_start=1638
+  _globals['_GETSTATEREQUEST']._serialized_end=1686
+  _globals['_GETSTATERESPONSE']._serialized_start=1688
+  _globals['_GETSTATERESPONSE']._serialized_end=1746
+  _globals['_STATEVALUE']._serialized_start=1749
+  _globals['_STATEVALUE']._serialized_end=1897
+  _globals['_SETSTATEREQUEST']._serialized_start=1900
+  _globals['_SETSTATEREQUEST']._serialized_end=2038
+  _globals['_SETSTATERESPONSE']._serialized_start=2040
+  _globals['_SETSTATERESPONSE']._serialized_end=2098
+  _globals['_WATCHSTATEREQUEST']._serialized_start=2100
+  _globals['_WATCHSTATEREQUEST']._serialized_end=2151
+  _globals['_WATCHSTATERESPONSE']._serialized_start=2153
+  _globals['_WATCHSTATERESPONSE']._serialized_end=2232
+  _globals['_DESCRIBEREQUEST']._serialized_start=2234
+  _globals['_DESCRIBEREQUEST']._serialized_end=2251
+  _globals['_DESCRIBERESPONSE']._serialized_start=2254
+  _globals['_DESCRIBERESPONSE']._serialized_end=2429
+  _globals['_EXCHANGESERVICE']._serialized_start=2533
+  _globals['_EXCHANGESERVICE']._serialized_end=3297
 # @@protoc_insertion_point(module_scope)

@@ -264,19 +264,25 @@ class TraceRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     HERE_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id of any message."""
     here: _builtins.bool
     """Only what this exchange itself knows: nobody else is asked."""
+    root: _builtins.str
+    """The id where it all began, if that is known: an exchange that does not know `id` then tells what it
+    knows of the others with this root.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         here: _builtins.bool = ...,
+        root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "id", b"id", "root", b"root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,180 @@
+"""The observers: who sees all that is received, forwarded, emitted or set here, and claims nothing.
+
+Law: an observer costs those who work nearly nothing. It sees one message after another, in order, and
+misses those for which its queue has no room. What the system says of itself (`exchange.event.**`) is seen
+only by patterns that begin with `exchange.`: so nobody who observes everything sees himself.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any
+
+from .handlers import Function, Invocation, Registered, added, current, missed, register
+from .limits import OBSERVER_QUEUE, OBSERVER_QUEUE_BYTES, RECORDED_TEXT
+from .message import Context, Message, Seen
+from .patterns import RESERVED, PatternMap
+
+Watcher = Callable[[Message, Seen], None]
+LOG_EVENT = f"{RESERVED}event.log"
+log = logging.getLogger(__name__)
+
+
+class Observers:
+    """Those of one exchange. Plain functions run on `threads()`."""
+
+    def __init__(self, threads: Callable[[], Executor]) -> None:
+        self._threads = threads
+        self._all: PatternMap[Watcher] = PatternMap()
+        self._of_events: PatternMap[Watcher] = PatternMap()
+        self._functions: dict[_Observer, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def __len__(self) -> int:
+        return sum(1 for patterns in (self._all, self._of_events) for _ in patterns.items())
+
+    def wants(self, event: str) -> bool:
+        """Whether somebody observes this event of the system."""
+        return bool(self._of_events and self._of_events.match(event))
+
+    def watch(self, pattern: str, watcher: Watcher) -> Callable[[], None]:
+        """Call `watcher` at once, on the loop: it misses nothing, and must neither wait nor raise."""
+        return added(self._of_events if pattern.startswith(RESERVED) else self._all, pattern, watcher)
+
+    def observe(self, pattern: str, function: Function) -> Callable[[], None]:
+        """Call `function` soon, for one message after another. Returns what takes it away again."""
+        observer = _Observer(register(function, 2), self._threads)
+        remove = self.watch(pattern, observer.take)
+        self._functions[observer] = pattern
+
+        def forget() -> None:
+            remove()
+            self._functions.pop(observer, None)
+
+        return forget
+
+    def observed(self, seen: Seen, message: Message) -> None:
+        """Show `message` to those who observe it."""
+        for watcher in (self._of_events if message.name.startswith(RESERVED) else self._all).match(message.name):
+            watcher(message, seen)
+
+    def described(self) -> list[dict[str, Any]]:
+        """Those that are functions, in plain JSON."""
+        return [
+            {"pattern": pattern, "function": observer.function.label, "missed": observer.function.missed}
+            for observer, pattern in self._functions.items()
+        ]
+
+    async def close(self) -> None:
+        """Stop those that run."""
+        tasks = {observer.task for observer in self._functions if observer.task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+class Backlog:
+    """The messages that wait for one observer: so many and so large at most; others are counted as missed."""
+
+    def __init__(self) -> None:
+        self.missed = 0  # since the last that was taken
+        self._waiting: deque[tuple[Message, Seen]] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, message: Message, seen: Seen) -> bool:
+        """Whether there was room for it."""
+        size = len(message.payload)
+        if len(self._waiting) >= OBSERVER_QUEUE or (self._bytes + size > OBSERVER_QUEUE_BYTES and self._waiting):
+            self.missed += 1
+            return False
+        self._waiting.append((message, seen))
+        self._bytes += size
+        return True
+
+    def take(self) -> tuple[Message, Seen]:
+        """The oldest."""
+        message, seen = self._waiting.popleft()
+        self._bytes -= len(message.payload)
+        return message, seen
+
+
+class LogEvents(logging.Handler):
+    """Hands on what the package logs, without tracebacks: they are for those who run it."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging."""
+        self._tell(
+            {"level": record.levelname.lower(), "logger": record.name, "text": record.getMessage()[:RECORDED_TEXT]}
+        )
+
+
+class _Observer:
+    """A function, and the messages that wait for it."""
+
+    def __init__(self, function: Registered, threads: Callable[[], Executor]) -> None:
+        self.function = function
+        self.task: asyncio.Task[None] | None = None
+        self._threads = threads
+        self._waiting = Backlog()
+
+    def take(self, message: Message, seen: Seen) -> None:
+        """See `Watcher`."""
+        if not self._waiting.put(message, seen):
+            missed(self.function, quietly=message.name == LOG_EVENT)
+        elif self.task is None:
+            self.task = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        waiting = self._waiting
+        try:
+            while waiting:
+                if self.function.on_loop:
+                    message, seen = waiting.take()
+                    await self._call_async(message, self.function.call(*(message, seen)[: self.function.arity]))
+                else:  # many at a time: to go to a thread and back costs more than most functions
+                    batch = [waiting.take() for _ in range(len(waiting))]
+                    call = asyncio.get_running_loop().run_in_executor(self._threads(), self._call_all, batch)
+                    for message, awaitable in await call:
+                        await self._call_async(message, awaitable)
+        finally:
+            self.task = None
+
+    async def _call_async(self, message: Message, result: Awaitable[Any]) -> None:
+        self._begin(message)
+        try:
+            await result
+        except Exception as problem:
+            self._failed(message, problem)
+
+    def _call_all(self, batch: list[tuple[Message, Seen]]) -> list[tuple[Message, Awaitable[Any]]]:
+        """In a thread: call it for each; what is left to be awaited."""
+        results = [(message, contextvars.copy_context().run(self._call, message, seen)) for message, seen in batch]
+        return [(message, result) for message, result in results if inspect.isawaitable(result)]
+
+    def _call(self, message: Message, seen: Seen) -> Any:
+        self._begin(message)
+        try:
+            return self.function.call(*(message, seen)[: self.function.arity])
+        except (Exception, SystemExit) as problem:
+            self._failed(message, problem)
+
+    def _begin(self, message: Message) -> None:
+        current.set(Invocation(message, None, Context.of(message), answered=True, by=self.function.label))
+
+    def _failed(self, message: Message, problem: BaseException) -> None:
+        if message.name != LOG_EVENT:  # or it would see its own failure, for ever
+            log.error("%s failed at %s %s", self.function.label, message.name, message.id, exc_info=problem)
