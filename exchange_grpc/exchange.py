@@ -503,7 +503,7 @@ class Exchange:
         reply = await self._await_reply(message, via)
         invocation = current.get()
         if invocation is not None:
-            invocation.context = invocation.context.then(reply)
+            invocation.after(reply)
         if reply.error is not None:
             raise reply.error
         return reply

@@ -40,12 +40,23 @@ class Invocation:
 
     message: Message
     link: str | None  # the peer it came from; None if it was emitted here
-    context: Context
     answered: bool = False  # the first answer wins
     by: str = ""  # the function
     running: bool = True
     withdrawn: bool = False
     task: "asyncio.Task[None] | None" = None
+    _context: Context | None = None
+
+    @property
+    def context(self) -> Context:
+        """What stands behind whatever is emitted now."""
+        if self._context is None:  # most functions that only look on never ask
+            self._context = Context.of(self.message)
+        return self._context
+
+    def after(self, reply: Message) -> None:
+        """A reply was awaited: a further cause of what follows."""
+        self._context = self.context.then(reply)
 
 
 current: contextvars.ContextVar[Invocation | None] = contextvars.ContextVar("exchange_invocation", default=None)
@@ -202,14 +213,13 @@ class Handlers:
             handler = self._handlers.get(message.name)
         if handler is None and not beside:  # perhaps a listener to another peer claims the name
             return False
-        context = Context.of(message)
-        invocation = Invocation(message, link, context)
+        invocation = Invocation(message, link)
         if handler is not None:
             if message.kind is Kind.REQUEST:
                 self._requests[message.id] = invocation
             self._start(handler, invocation, arguments, done)
         for listener in beside:
-            self._beside(listener, Invocation(message, link, context, answered=True), arguments)
+            self._beside(listener, Invocation(message, link, answered=True), arguments)
         if handler is None:
             done(invocation, Ending(Outcome.HANDLED, "listeners", 0.0))
         return True
@@ -217,7 +227,7 @@ class Handlers:
     def signalled(self, event: Message, arguments: tuple[Any, ...]) -> None:
         """Run the listeners of an event of this exchange itself, such as `message.unhandled`."""
         for _, listener in self._listeners.get(event.name, ()):
-            self._beside(listener, Invocation(event, None, Context.of(event), answered=True), arguments)
+            self._beside(listener, Invocation(event, None, answered=True), arguments)
 
     def withdraw(self, request: str) -> None:
         """Cancel the handler of a request: it sees CancelledError where it awaits."""

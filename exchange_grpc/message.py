@@ -141,7 +141,7 @@ class Message:
 def encode_value(value: Any) -> tuple[bytes, str]:
     """Payload and content type of a Python value: bytes go as they are, all else as JSON."""
     if isinstance(value, Encoded):
-        return value, JSON
+        return value.data, JSON
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), BINARY
     return encode_json(value), JSON

@@ -12,11 +12,12 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from math import inf
 from typing import Any
 
 from .handlers import Function, Invocation, Registered, added, current, missed, register
-from .limits import OBSERVER_QUEUE, OBSERVER_QUEUE_BYTES, RECORDED_TEXT
-from .message import Context, Message, Seen
+from .limits import OBSERVER_PAUSE_SECONDS, OBSERVER_QUEUE, OBSERVER_QUEUE_BYTES, RECORDED_TEXT
+from .message import Message, Seen
 from .patterns import RESERVED, PatternMap
 
 Watcher = Callable[[Message, Seen], None]
@@ -81,12 +82,17 @@ class Observers:
 
 
 class Backlog:
-    """The messages that wait for one observer: so many and so large at most; others are counted as missed."""
+    """The messages that wait for one observer: so many and so large at most; others are counted as missed.
 
-    def __init__(self) -> None:
+    With a `rate`, at most so many a second come in on average, whether they wait or not.
+    """
+
+    def __init__(self, rate: float = inf, now: Callable[[], float] = lambda: 0.0) -> None:
         self.missed = 0  # since the last that was taken
         self._waiting: deque[tuple[Message, Seen]] = deque()
         self._bytes = 0
+        self._rate, self._now = rate, now
+        self._may_come, self._since = float(OBSERVER_QUEUE), now()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -94,11 +100,25 @@ class Backlog:
     def put(self, message: Message, seen: Seen) -> bool:
         """Whether there was room for it."""
         size = len(message.payload)
-        if len(self._waiting) >= OBSERVER_QUEUE or (self._bytes + size > OBSERVER_QUEUE_BYTES and self._waiting):
+        if (
+            len(self._waiting) >= OBSERVER_QUEUE
+            or (self._bytes + size > OBSERVER_QUEUE_BYTES and self._waiting)
+            or (self._rate < inf and not self._may_pass())
+        ):
             self.missed += 1
             return False
         self._waiting.append((message, seen))
         self._bytes += size
+        return True
+
+    def _may_pass(self) -> bool:
+        if self._may_come < 1:
+            now = self._now()
+            self._may_come = min(OBSERVER_QUEUE, self._may_come + (now - self._since) * self._rate)
+            self._since = now
+            if self._may_come < 1:
+                return False
+        self._may_come -= 1
         return True
 
     def take(self) -> tuple[Message, Seen]:
@@ -150,6 +170,7 @@ class _Observer:
                     call = asyncio.get_running_loop().run_in_executor(self._threads(), self._call_all, batch)
                     for message, awaitable in await call:
                         await self._call_async(message, awaitable)
+                    await asyncio.sleep(OBSERVER_PAUSE_SECONDS)
         finally:
             self.task = None
 
@@ -162,7 +183,8 @@ class _Observer:
 
     def _call_all(self, batch: list[tuple[Message, Seen]]) -> list[tuple[Message, Awaitable[Any]]]:
         """In a thread: call it for each; what is left to be awaited."""
-        results = [(message, contextvars.copy_context().run(self._call, message, seen)) for message, seen in batch]
+        call, context = self._call, contextvars.copy_context()
+        results = [(message, context.run(call, message, seen)) for message, seen in batch]
         return [(message, result) for message, result in results if inspect.isawaitable(result)]
 
     def _call(self, message: Message, seen: Seen) -> Any:
@@ -173,7 +195,7 @@ class _Observer:
             self._failed(message, problem)
 
     def _begin(self, message: Message) -> None:
-        current.set(Invocation(message, None, Context.of(message), answered=True, by=self.function.label))
+        current.set(Invocation(message, None, answered=True, by=self.function.label))
 
     def _failed(self, message: Message, problem: BaseException) -> None:
         if message.name != LOG_EVENT:  # or it would see its own failure, for ever

@@ -10,6 +10,7 @@ below look first, at C speed, whether the bytes could hold such a thing, and wal
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -29,8 +30,11 @@ _TOO_DEEP = f"the payload is nested deeper than {PAYLOAD_DEPTH} levels"
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
 
-class Encoded(bytes):
-    """A value that is JSON bytes already, made by `encode_json` or put together of what it made."""
+@dataclass(slots=True, frozen=True)
+class Encoded:
+    """A value that is JSON already, made by `encode_json` or put together of what it made."""
+
+    data: bytes
 
 
 def encode_json(value: Any) -> bytes:

@@ -26,6 +26,7 @@ from exchange.v1 import message_pb2, service_pb2
 
 from . import wire
 from .errors import Code, InvalidMessage, Refused, RequestError
+from .limits import OBSERVER_RATE
 from .message import Kind, Message, Seen, encode_value
 from .observers import Backlog
 from .patterns import SET
@@ -164,7 +165,7 @@ class Doors:
     async def _observe(
         self, request: service_pb2.ObserveRequest, context: Any
     ) -> AsyncIterator[service_pb2.ObserveResponse]:
-        backlog, something = Backlog(), asyncio.Event()
+        backlog, something = Backlog(OBSERVER_RATE, asyncio.get_running_loop().time), asyncio.Event()
 
         def show(message: Message, seen: Seen) -> None:
             if backlog.put(message, seen):

@@ -22,7 +22,9 @@ Tool = Callable[..., Awaitable[tuple[int, str, str]]]
 
 @pytest.fixture
 async def hub() -> AsyncIterator[Exchange]:
-    async with Exchange("hub", state={"total": 0}) as hub:
+    state = {"total": 0, "twice": lambda s: s.total * 2, "goal": 10, "big": 2**60, "secret": "hidden"}
+    shares = {"exports": ("total", "twice", "goal", "big"), "accepts": ("goal", "total")}
+    async with Exchange("hub", state=state, **shares) as hub:
 
         @hub.handle("echo")
         async def echo(msg: Message) -> Any:
@@ -183,11 +185,124 @@ async def test_nobody_handles_it(grpcurl: Tool) -> None:
         assert "UNHANDLED" in err
 
 
-@pytest.mark.parametrize("door", ["Why", "GetState", "SetState", "WatchState", "Describe"])
-async def test_doors_that_come_later_say_so(grpcurl: Tool, door: str) -> None:
-    err = await refused(grpcurl(f"{SERVICE}/{door}", "{}"))
-    assert "Unimplemented" in err
-    assert f"{door} comes with a later version" in err
+async def test_describe(grpcurl: Tool, hub: Exchange) -> None:
+    said = await answered(grpcurl(f"{SERVICE}/Describe", "{}"))
+    assert (said["exchange"], said["relay"], said["protocol"]) == ("hub", True, 1)
+    assert said["agent"].startswith("python/")
+    assert said["interest"]["handles"] == ["compute.sum", "echo"]
+    assert said["interest"]["exports"] == ["big", "goal", "total", "twice"]
+    assert said["accepts"] == ["goal", "total"]
+    assert int(said["epoch"]) == hub.epoch
+    async with Exchange("guest") as guest:
+        await guest.connect(hub)
+        assert (await answered(grpcurl(f"{SERVICE}/Describe", "{}")))["peers"] == ["guest"]
+
+
+async def test_state_is_read_set_and_watched(
+    grpcurl: Tool, require_tool: Callable[[str], str], address: str, hub: Exchange
+) -> None:
+    state = (await answered(grpcurl(f"{SERVICE}/GetState", '{"name": "goal"}')))["state"]
+    assert (state["name"], state["value"], state["epoch"]) == ("goal", 10, str(hub.epoch))
+    assert "revision" not in state  # 0: it was never set
+    data = '{"name": "goal", "value": {"far": [1, 2]}, "expected_revision": 0}'
+    state = (await answered(grpcurl(f"{SERVICE}/SetState", data)))["state"]
+    assert (state["value"], state["revision"], state["transaction"]) == ({"far": [1, 2]}, "1", "1")
+    assert state["cause"].startswith("hub.")
+    assert hub.state["goal"] == {"far": [1, 2]}
+    err = await refused(grpcurl(f"{SERVICE}/SetState", data))
+    assert "Aborted" in err
+    assert "goal is at revision 1, not 0" in err
+    assert "REVISION" in err
+    assert hub.state["goal"] == {"far": [1, 2]}
+
+    process = await asyncio.create_subprocess_exec(
+        require_tool("grpcurl"), "-plaintext", "-d", '{"names": ["total", "twice"]}',
+        address, f"{SERVICE}/WatchState", stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    text = ""
+    async with asyncio.timeout(15):
+        while not (found := objects_so_far(text)):
+            text += (await process.stdout.readline()).decode()
+        hub.state["total"] = 4
+        while len(found := objects_so_far(text)) < 2:
+            text += (await process.stdout.readline()).decode()
+        process.terminate()
+        await process.wait()
+    snapshot, change = found
+    assert snapshot["snapshot"]
+    assert [(state["name"], state["value"]) for state in snapshot["states"]] == [("total", 0), ("twice", 0)]
+    assert [(state["name"], state["value"], state["revision"]) for state in change["states"]] == [
+        ("total", 4, "1"),
+        ("twice", 8, "1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("door", "data", "code", "text", "reason"),
+    [
+        ("GetState", '{"name": "secret"}', "NotFound", "hub exports no state 'secret'", "NOT_EXPORTED"),
+        ("GetState", '{"name": "nothing"}', "NotFound", "hub exports no state 'nothing'", "NOT_EXPORTED"),
+        ("GetState", "{}", "NotFound", "hub exports no state ''", "NOT_EXPORTED"),
+        ("GetState", '{"name": "big"}', "OutOfRange", "beyond 2^53", "ANSWER"),
+        ("SetState", '{"name": "secret", "value": 1}', "NotFound", "hub accepts no state 'secret'", "NOT_ACCEPTED"),
+        ("SetState", '{"name": "twice", "value": 1}', "NotFound", "hub accepts no state 'twice'", "NOT_ACCEPTED"),
+        ("SetState", '{"name": "goal", "value": 1e300}', "InvalidArgument", "beyond 2^53", "INVALID_MESSAGE"),
+        ("SetState", '{"name": "goal", "json": "bm9uZQ=="}', "InvalidArgument", "no JSON", "INVALID_MESSAGE"),
+        ("SetState", '{"name": "total", "value": {}}', "Internal", "the handler of exchange.state.set failed",
+         "HANDLER_FAILED"),
+        ("WatchState", '{"names": ["total", "secret"]}', "NotFound", "exports no state 'secret'", "NOT_EXPORTED"),
+        ("WatchState", '{"names": ["big"]}', "OutOfRange", "beyond 2^53", "ANSWER"),
+        ("Why", '{"key": "secret"}', "NotFound", "hub exports no state 'secret'", "NOT_EXPORTED"),
+        ("Why", '{"key": "nothing"}', "NotFound", "hub exports no state 'nothing'", "NOT_EXPORTED"),
+        ("Why", '{"key": "hub.1.1"}', "NotFound", "hub knows no message 'hub.1.1'", "NOT_FOUND"),
+        ("Trace", '{"id": "nobody.1.1"}', "NotFound", "hub knows no message 'nobody.1.1'", "NOT_FOUND"),
+        ("Trace", "{}", "NotFound", "hub knows no message ''", "NOT_FOUND"),
+        ("Send", "{}", "InvalidArgument", "the name is empty", "INVALID_MESSAGE"),
+        ("Publish", '{"message": {"name": "a..b"}}', "InvalidArgument", "'a..b' is no name", "INVALID_MESSAGE"),
+        ("Request", '{"message": {"name": "echo", "to": "no one"}}', "InvalidArgument", "no exchange id",
+         "INVALID_MESSAGE"),
+        ("Observe", '{"pattern": "a.*b"}', "InvalidArgument", "no pattern", "INVALID_MESSAGE"),
+    ],
+)  # fmt: skip
+async def test_what_a_door_refuses_has_a_status_and_a_reason(
+    grpcurl: Tool, hub: Exchange, door: str, data: str, code: str, text: str, reason: str
+) -> None:
+    err = await refused(grpcurl(f"{SERVICE}/{door}", data))
+    assert f"Code: {code}" in err
+    assert text in err
+    assert f'"reason": "{reason}"' in err
+    assert '"domain": "exchange"' in err
+    assert (hub.state["total"], hub.state["goal"], hub.state["secret"]) == (0, 10, "hidden")
+
+
+async def test_why_a_value_is_what_it_is(grpcurl: Tool, hub: Exchange) -> None:
+    said = await answered(grpcurl(f"{SERVICE}/Why", '{"key": "twice"}'))
+    assert (said["value"], said["answer"]) == (0, "twice is 0: hub started with that")
+    assert "transaction" not in said
+    await answered(grpcurl(f"{SERVICE}/SetState", '{"name": "total", "value": 4}'))
+    said = await answered(grpcurl(f"{SERVICE}/Why", '{"key": "twice"}'))
+    assert (said["value"], said["revision"], said["exchange"], said["key"]) == (8, "1", "hub", "twice")
+    twice, total = said["transaction"]["changes"]
+    assert (twice["name"], twice["old"], twice["new"], twice["computed"], twice["because"]) == (
+        "twice", 0, 8, True, ["total"],
+    )  # fmt: skip
+    assert (total["name"], total["old"], total["new"]) == ("total", 0, 4)
+    assert (said["transaction"]["number"], said["transaction"]["handler"]) == ("1", "exchange.state.set")
+    (span, reply) = said["trace"]["spans"]
+    assert (span["id"], span["name"]) == (said["transaction"]["cause"], "exchange.state.set")
+    assert reply["reply_to"] == span["id"]
+    hub.state["total"] = 2**60
+    said = await answered(grpcurl(f"{SERVICE}/Why", '{"key": "total"}'))
+    assert "value" not in said  # `Value` cannot say it; its text can
+    assert said["transaction"]["changes"][0]["new"] == str(2**60)
+
+
+async def test_why_of_a_message(grpcurl: Tool) -> None:
+    sent = await answered(grpcurl(f"{SERVICE}/Send", '{"message": {"name": "echo"}}'))
+    said = await answered(grpcurl(f"{SERVICE}/Why", json.dumps({"key": sent["id"]})))
+    assert said["answer"].startswith("echo from hub was handled by ")
+    assert [span["id"] for span in said["trace"]["spans"]] == [sent["id"]]
 
 
 async def test_a_conversation_typed_by_hand(grpcurl: Tool) -> None:
@@ -213,7 +328,7 @@ async def test_observe_by_tool(grpcurl: Tool, require_tool: Callable[[str], str]
     assert process.stdout is not None
     text = ""
     async with asyncio.timeout(15):
-        while not hub._handlers.observing:
+        while not hub._observers:
             await asyncio.sleep(0.01)
         await hub.request("echo", {"seen": True})
         while len(found := objects_so_far(text)) < 2:
