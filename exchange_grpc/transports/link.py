@@ -55,6 +55,7 @@ class Link:
         self._writer: asyncio.Task[None] | None = None
         self._handshake: asyncio.TimerHandle | None = None
         self._lost = False
+        self._finishing = False
         self._why = "the link was closed"
         transport.on_receive(self._receive, self._end)
 
@@ -142,10 +143,14 @@ class Link:
         if self._writer is not None and not self._lost:
             self._lost, self._why = True, reason
             # Soon, not now: a task that is cancelled before its first step never gets to clean up.
-            asyncio.get_running_loop().call_soon(self._writer.cancel)
+            asyncio.get_running_loop().call_soon(self._stop_writing)
+
+    def _stop_writing(self) -> None:
+        if self._writer is not None and not self._finishing:  # it may have found out by itself
+            self._writer.cancel()
 
     async def _finish(self, reason: str) -> None:
-        self._lost = True
+        self._lost = self._finishing = True
         if self._handshake is not None:
             self._handshake.cancel()
         self.session.phase = Phase.CLOSED
