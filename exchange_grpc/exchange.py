@@ -911,6 +911,8 @@ class Exchange:
 
     def _unhandled(self, value: tuple[Message, RequestError], sig: Any, state: Any) -> None:
         message, error = value
+        if message.name.startswith(RESERVED):  # whoever asks for a trace names those whom he could not ask
+            return
         log.warning("%s %s was not handled: %s (at %s)", message.name, message.id, error.message, error.at or self.id)
         what = {"id": message.id, "name": message.name, "reason": error.reason, "text": error.message, "at": error.at}
         payload, _ = encode_value(what)

@@ -7,7 +7,8 @@ How a page is read:
   that print, and nothing else is printed.
 * In a `console` block `$ ` begins a command and `> ` continues it; the lines below are what it prints,
   stdout and stderr. `…` stands for anything within a line, and alone on a line for any number of lines.
-  How much white space separates two words is not compared. One shell runs the whole block.
+  How much white space separates two words is not compared. One shell runs the whole block; a `console continued`
+  block goes on in the shell of the one before it.
 * Where a page says 127.0.0.1:50051, a real `exchange serve --demo` listens, on a port of its own here.
 * `make` is left to CI, which runs it. A page's `pip install` is a drill: it needs a minute and a network.
 """
@@ -16,9 +17,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -60,23 +63,26 @@ def blocks_of(page: Path) -> Iterator[Block]:
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
-def programs() -> list[list[Block]]:
-    """The Python blocks, those that continue another one together with it."""
+def sessions(kind: str, blocks: list[Block]) -> list[list[Block]]:
+    """The blocks of a kind, those that continue another one together with it."""
     found: list[list[Block]] = []
-    for block in BLOCKS:
-        if block.words == ("python", "continued"):
+    for block in blocks:
+        if block.words == (kind, "continued"):
             assert found[-1][0].page == block.page, f"{block} continues nothing"
             found[-1].append(block)
-        elif block.words[:1] == ("python",):
+        elif block.words == (kind,):
             found.append([block])
     return found
 
 
-def consoles() -> list[Block]:
-    """The blocks with commands, but for what CI runs, and what a drill installs."""
-    found = [block for block in BLOCKS if block.words == ("console",)]
-    found = [block for block in found if "pip install" not in block.text]
-    return [block for block in found if not all(command.split()[0] in CI_ONLY for command, _ in commands(block))]
+def consoles() -> list[list[Block]]:
+    """The sessions with commands, but for what CI runs, and what a drill installs."""
+    found = [block for block in BLOCKS if "pip install" not in block.text]
+    return [
+        session
+        for session in sessions("console", found)
+        if not all(command.split()[0] in CI_ONLY for command, _ in commands(session[0]))
+    ]
 
 
 def commands(block: Block) -> list[tuple[str, list[str]]]:
@@ -87,7 +93,7 @@ def commands(block: Block) -> list[tuple[str, list[str]]]:
         if line.startswith("$ "):
             printed = []
             found.append((line[2:], printed))
-        elif line.startswith("> ") and not printed:
+        elif (line == ">" or line.startswith("> ")) and not printed:
             found[-1] = (f"{found[-1][0]}\n{line[2:]}", printed)
         elif line or printed:
             printed.append(line)
@@ -127,7 +133,7 @@ with asyncio.Runner() as runner:
 PRINTS = re.compile(r"\bprint\(.*\)  # (.*)")
 
 
-@pytest.mark.parametrize("program", programs(), ids=lambda program: str(program[0]))
+@pytest.mark.parametrize("program", sessions("python", BLOCKS), ids=lambda program: str(program[0]))
 def test_python_prints_what_it_says(program: list[Block], served: str) -> None:
     source = [(str(block), block.text.replace(ADDRESS, served)) for block in program]
     done = subprocess.run(
@@ -143,11 +149,12 @@ def test_python_prints_what_it_says(program: list[Block], served: str) -> None:
 BETWEEN = "\x1e"
 
 
-@pytest.mark.parametrize("block", consoles(), ids=str)
-def test_commands_print_what_is_shown(block: Block, served: str, require_tool: Callable[[str], str]) -> None:
-    if "grpcurl" in block.text:
-        require_tool("grpcurl")
-    assert_printed(block, type_in(block, ROOT, served))
+@pytest.mark.parametrize("session", consoles(), ids=lambda session: str(session[0]))
+def test_commands_print_what_is_shown(session: list[Block], served: str, require_tool: Callable[[str], str]) -> None:
+    for tool in ("grpcurl", "jq"):
+        if any(tool in block.text for block in session):
+            require_tool(tool)
+    assert_printed(session, type_in(session, ROOT, served))
 
 
 @pytest.mark.drill
@@ -155,22 +162,29 @@ def test_a_copy_can_be_installed_as_the_readme_says(tmp_path: Path) -> None:
     [block] = [block for block in BLOCKS if block.words == ("console",) and "pip install" in block.text]
     copy = tmp_path / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    assert_printed(block, type_in(block, copy, ADDRESS, seconds=300))
+    assert_printed([block], type_in([block], copy, ADDRESS, seconds=300))
 
 
-def type_in(block: Block, directory: Path, served: str, seconds: float = 60) -> list[str]:
-    """What each command of the block prints, in one shell."""
-    script = "".join(f"{command}\nprintf '{BETWEEN}'\n" for command, _ in commands(block))
-    done = subprocess.run(
+def type_in(session: list[Block], directory: Path, served: str, seconds: float = 60) -> list[str]:
+    """What each command of the session prints, in one shell; what it leaves running ends with it."""
+    typed = [command for block in session for command, _ in commands(block)]
+    script = "".join(f"{command}\nprintf '{BETWEEN}'\n" for command in typed)
+    with subprocess.Popen(
         ["bash", "-c", f"exec 2>&1\n{script}".replace(ADDRESS, served)],
-        capture_output=True, text=True, timeout=seconds, cwd=directory,
+        stdout=subprocess.PIPE, text=True, cwd=directory, start_new_session=True,
         env={**os.environ, "PATH": PATH, "EXCHANGE_URL": f"grpc://{served}", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-    )  # fmt: skip
-    return done.stdout.replace(served, ADDRESS).split(BETWEEN)[:-1]
+    ) as shell:  # fmt: skip
+        try:
+            printed, _ = shell.communicate(timeout=seconds)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+    return printed.replace(served, ADDRESS).split(BETWEEN)[: len(typed)]
 
 
-def assert_printed(block: Block, printed: list[str]) -> None:
-    for (command, shown), really in zip(commands(block), printed, strict=True):
+def assert_printed(session: list[Block], printed: list[str]) -> None:
+    typed = [(block, command, shown) for block in session for command, shown in commands(block)]
+    for (block, command, shown), really in zip(typed, printed, strict=True):
         pattern = "".join(map(line_pattern, shown))
         lines = "".join(f"{words(line)}\n" for line in really.splitlines())
         assert re.fullmatch(pattern, lines), f"{block}: $ {command}\nprints\n{really}"
@@ -209,7 +223,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
-    kinds = {("python",), ("python", "continued"), ("console",), ("text",)}
+    kinds = {("python",), ("python", "continued"), ("console",), ("console", "continued"), ("text",)}
     assert [str(block) for block in BLOCKS if block.words not in kinds] == []
 
 
