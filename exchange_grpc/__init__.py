@@ -16,10 +16,10 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     handlers, observers         what runs; what looks on
     transports, links           what carries; who is linked
     system, service             what every exchange answers; gRPC doors for callers who are none
-    remote                      the state of another exchange
+    replies, remote             the replies of many; the state of another exchange
     exchange                    all of it together, and the only loop
     blocking                    a client for scripts and notebooks
-    cli                         the command line, with demo, tree, console and doctor
+    cli                         the command line, a room of its own
 """
 
 from .errors import (
@@ -42,9 +42,10 @@ from .errors import (
     Unhandled,
     UnknownName,
 )
-from .exchange import Exchange, Peer, Replies
+from .exchange import Exchange, Peer
 from .message import Hop, Kind, Message, Outcome, Seen
 from .remote import RemoteState, StateValue
+from .replies import Replies
 from .tasks import State
 from .version import VERSION
 

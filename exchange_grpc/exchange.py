@@ -16,11 +16,11 @@ import random
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -31,7 +31,6 @@ from .errors import (
     ExchangeError,
     HandlerFailed,
     InvalidMessage,
-    LimitExceeded,
     Refused,
     RequestError,
     StateError,
@@ -43,11 +42,8 @@ from .handlers import Ending, Handlers, Invocation, current
 from .kernel import Kernel
 from .ledger import Ledger, Span
 from .limits import (
-    BATCH_BYTES,
     MESSAGE_BYTES,
     MESSAGE_SECONDS,
-    REPLIES,
-    REPLIES_BYTES,
     REQUEST_SECONDS,
     STOP_SECONDS,
 )
@@ -57,6 +53,7 @@ from .observers import LOG_EVENT, LogEvents, Observers
 from .patterns import RESERVED, check_id, check_name, is_pattern
 from .reactive import Transaction
 from .remote import RemoteState
+from .replies import Replies
 from .routing import HERE, Arrival, Failure, Router
 from .system import System
 from .tasks import State
@@ -68,7 +65,6 @@ from .wire import check_headers, pack
 F = TypeVar("F", bound=Callable[..., Any])
 Remove = Callable[[], None]
 _FOREVER = 1e9  # seconds: what the wire says of a longer timeout; it counts microseconds
-_ENOUGH = 64  # replies that wait while a handler of this process may go on
 STATE_SIGNALS = ("set", "get", "run", "check circle")  # what `sig` reaches of the kernel itself
 
 log = logging.getLogger(__name__)
@@ -123,9 +119,9 @@ class Peer:
         max: int | None = None,
         timeout: float | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
-    ) -> "Replies":
+    ) -> Replies:
         """As `Exchange.request_many`, to this peer and whoever is behind it."""
-        return Replies(self._exchange, name, value, to, max, timeout, headers, via=self.id)
+        return self._exchange._request_many(name, value, to, max, timeout, headers, via=self.id)
 
     @property
     def state(self) -> RemoteState:
@@ -145,112 +141,6 @@ class Peer:
     async def close(self) -> None:
         """Say goodbye, once what is queued has left, and end the link."""
         await self._link.close()
-
-
-class Replies:
-    """The replies to a request to many, as they come: `async for reply in app.request_many(...)`.
-
-    Each is a Message, with the `value`, or with the `error` of a handler that failed; `from_` says of whom it is. It
-    ends when all who handle the name have ended, when there were `max`, or when the time is over; then `lost` names
-    the exchanges whose replies are lost or did not all come. The request leaves with the first step. Leaving
-    early, by `aclose()` or at the end of `async with`, cancels the handlers.
-    """
-
-    def __init__(
-        self,
-        exchange: "Exchange",
-        name: str,
-        value: Any,
-        to: str,
-        max: int | None,
-        timeout: float | None,
-        headers: Mapping[str, str],
-        via: str | None = None,
-    ) -> None:
-        if max is not None and max < 1:
-            raise ValueError("max is at least 1")
-        self.lost: tuple[str, ...] = ()
-        self._exchange = exchange
-        self._arguments = (name, value, to, timeout, headers)
-        self._max = max
-        self._via = via
-        self._taken = 0
-        self._request: Message | None = None
-        self._waiting: deque[Message] = deque()
-        self._bytes = 0
-        self.over = False  # nothing more will come
-        self._error: Exception | None = None  # ... because of this
-        self._changed = asyncio.Event()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Message:
-        if self._request is None and not self.over:
-            self._request = self._exchange._ask_many(self, *self._arguments, self._via)
-        while not self._waiting and not self.over:
-            self._changed.clear()
-            try:
-                await self._changed.wait()
-            except asyncio.CancelledError:
-                await self.aclose()
-                raise
-        if self._waiting:
-            reply = self._waiting.popleft()
-            self._bytes -= len(reply.payload)
-            self._changed.set()
-            self._taken += 1
-            if self._taken == self._max:
-                await self.aclose()
-            return reply
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        raise StopAsyncIteration
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Take no more of them."""
-        self._waiting.clear()
-        self._changed.set()
-        if not self.over:
-            self.over = True
-            if self._request is not None:
-                self._exchange._withdraw_own(self._request)
-
-    def take(self, reply: Message) -> None:
-        """One came."""
-        if self.over:
-            return
-        if reply.lost is not None:
-            self.lost = reply.lost
-            self.end(reply.error)
-        elif len(self._waiting) >= REPLIES or self._bytes > REPLIES_BYTES:
-            if self._request is not None:
-                self._exchange._withdraw_own(self._request)
-            self.end(LimitExceeded(f"more than {REPLIES} replies or {REPLIES_BYTES} bytes wait to be taken"))
-        else:
-            self._waiting.append(reply)
-            self._bytes += len(reply.payload)
-            self._changed.set()
-            if reply.last and self._arguments[2]:  # the one who was asked
-                self.end(None)
-
-    def end(self, error: Exception | None) -> None:
-        """No more will come."""
-        self.over, self._error = True, error
-        self._changed.set()
-
-    async def room(self) -> None:
-        """Wait until whoever asked has taken some."""
-        while (len(self._waiting) >= _ENOUGH or self._bytes >= BATCH_BYTES) and not self.over:
-            self._changed.clear()
-            await self._changed.wait()
 
 
 class Exchange:
@@ -450,7 +340,7 @@ class Exchange:
         if none is given. The iteration raises Unhandled if nobody handles the name, InvalidMessage for what
         cannot be sent. See `Replies`.
         """
-        return Replies(self, name, value, to, max, timeout, headers)
+        return self._request_many(name, value, to, max, timeout, headers)
 
     def state_of(self, exchange: str) -> RemoteState:
         """What another exchange, anywhere in the mesh, shares of its state."""
@@ -519,25 +409,27 @@ class Exchange:
             return REQUEST_SECONDS
         return min(REQUEST_SECONDS, invocation.message.deadline - self._now())
 
-    def _ask_many(
+    def _request_many(
         self,
-        replies: Replies,
         name: str,
         value: Any,
         to: str,
+        max: int | None,
         timeout: float | None,
         headers: Mapping[str, str],
-        via: str | None,
-    ) -> Message:
-        """Send the request of `replies`."""
-        message = self._compose(Kind.REQUEST, name, value, to, headers, self._time_for(timeout), many=True)
-        self._emit_many(replies, message, via)
-        return message
+        via: str | None = None,
+    ) -> Replies:
+        def ask(replies: Replies) -> Message:
+            message = self._compose(Kind.REQUEST, name, value, to, headers, self._time_for(timeout), many=True)
+            return self._ask_many(replies, message, via)
 
-    def _emit_many(self, replies: Replies, message: Message, via: str | None = None) -> None:
+        return Replies(ask, self._withdraw_own, to_one=bool(to), max=max)
+
+    def _ask_many(self, replies: Replies, message: Message, via: str | None = None) -> Message:
         self._enter()
         self._replies[message.id] = replies
         self._signal("route", Arrival(message, HERE, self._now(), via))
+        return message
 
     def _withdraw_own(self, request: Message) -> None:
         """Nobody waits for the answer to this request of ours any more."""
@@ -620,9 +512,11 @@ class Exchange:
 
     def relay_many(self, message: Message, timeout: float | None) -> Replies:
         """See `transports.Host`."""
-        replies = Replies(self, message.name, None, message.to, None, timeout, NO_HEADERS)
-        replies._request = self._adopt(message, Kind.REQUEST, timeout, many=True)
-        self._emit_many(replies, replies._request)
+        request = self._adopt(message, Kind.REQUEST, timeout, many=True)
+        replies = Replies(
+            partial(self._ask_many, message=request), self._withdraw_own, to_one=bool(request.to), max=None
+        )
+        replies.start()
         return replies
 
     def _adopt(self, message: Message, kind: Kind, seconds: float | None = None, *, many: bool = False) -> Message:
@@ -911,8 +805,8 @@ class Exchange:
 
     def _unhandled(self, value: tuple[Message, RequestError], sig: Any, state: Any) -> None:
         message, error = value
-        if message.name.startswith(RESERVED):  # whoever asks for a trace names those whom he could not ask
-            return
+        if message.from_ == self.id and message.name.startswith(RESERVED):
+            return  # we asked about a trace, and name in it whom we could not ask
         log.warning("%s %s was not handled: %s (at %s)", message.name, message.id, error.message, error.at or self.id)
         what = {"id": message.id, "name": message.name, "reason": error.reason, "text": error.message, "at": error.at}
         payload, _ = encode_value(what)

@@ -26,7 +26,7 @@ from exchange.v1 import message_pb2, service_pb2
 
 from . import wire
 from .errors import Code, InvalidMessage, Refused, RequestError
-from .limits import OBSERVER_RATE
+from .limits import OBSERVER_RATE, REQUEST_SECONDS
 from .message import Kind, Message, Seen, encode_value
 from .observers import Backlog
 from .patterns import SET
@@ -153,7 +153,8 @@ class Doors:
 
     async def _ask(self, name: str, value: Any, context: Any) -> Any:
         """What this exchange answers to a question about itself."""
-        reply = await self._host.relay_request(self._question(name, value), context.time_remaining())
+        timeout = min(context.time_remaining() or REQUEST_SECONDS, REQUEST_SECONDS)
+        reply = await self._host.relay_request(self._question(name, value), timeout)
         if reply.error is not None:
             raise reply.error
         return reply.value

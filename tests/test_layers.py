@@ -15,10 +15,10 @@ PACKAGE = Path(exchange_grpc.__file__).parent
 ORDER = [
     "errors", "kernel", "limits", "version", "patterns", "payload", "message", "frames", "wire", "ledger", "traces",
     "graph", "reactive", "changes", "tasks", "peer", "discovery", "scatter", "routing",
-    "handlers", "observers", "remote", "transports", "transports.link", "transports.local", "links", "system",
+    "handlers", "observers", "replies", "remote", "transports", "transports.link", "transports.local", "links", "system",
     "service", "transports.grpc", "blocking", "exchange", "__init__",
     "cli.pretty", "cli.console", "cli.logs", "cli.demo", "cli.config", "cli.serve", "cli.child", "cli.handle",
-    "cli.talk", "cli.observe", "cli.look", "cli.state", "cli.tree", "cli.why", "cli.explain", "cli.bench",
+    "cli.talk", "cli.observe", "cli.look", "cli.state", "cli.tree", "cli.reason", "cli.explain", "cli.bench",
     "cli.doctor", "cli.completion", "cli",
 ]  # fmt: skip
 CORE = ORDER[: ORDER.index("handlers")]
@@ -77,6 +77,12 @@ def test_the_core_knows_no_loop_socket_or_clock(module: str) -> None:
 def test_only_the_door_and_the_edge_know_generated_code() -> None:
     users = {module for module in ORDER if "exchange" in imports(module)[1]}
     assert users == {"wire", "service", "blocking", "cli.observe", "cli.doctor"}
+
+
+def test_the_command_line_uses_what_users_have() -> None:
+    rooms = {module for module in ORDER if module == "cli" or module.startswith("cli.")}
+    used = {used for module in rooms for used in imports(module)[0]} - rooms
+    assert used == {"__init__", "limits", "transports.grpc", "version"}
 
 
 def test_the_kernel_imports_nothing_of_the_package() -> None:

@@ -421,21 +421,21 @@ async def test_observers_see_the_same_and_a_slow_one_is_told_what_it_missed(stub
         await call.initial_metadata()
     large = "x" * 50_000
     seen = 0
-    for n in range(1_500):
+    for n in range(500):
         await hub.request("echo", large)
         for _ in range(2):
             response = await asyncio.wait_for(fast.read(), 5)
             seen += 1 + response.missed
         assert response.missed == 0, n
-    assert seen == 3_000
+    assert seen == 1_000
     await hub.request("echo", "last")  # of the slow one's queue, if not more, this is missed
     got, missed = 0, 0
     async with asyncio.timeout(20):
-        while got + missed < 3_000:
+        while got + missed < 1_000:
             response = await slow.read()
             got += 1
             missed += response.missed
-            if got % 500 == 0:
+            if got % 100 == 0:
                 await hub.request("echo", "more")
     assert missed > 0
     for call in (fast, slow):

@@ -209,6 +209,21 @@ async def test_nobody_handles_it(local: World) -> None:
     assert not b._router.open_requests
 
 
+async def test_what_follows_on_replies_is_caused_by_them(local: World) -> None:
+    app, heard = local.exchange("app", handlers={"count": count}), asyncio.Queue[Message]()
+
+    @app.handle("ask")
+    async def ask() -> None:
+        replies = [reply.id async for reply in app.request_many("count", 2)]
+        await app.send("told", replies)
+
+    app.handle("told", heard.put)
+    id = await app.send("ask")
+    msg = await soon(heard.get())
+    assert msg.causes == (id, *msg.value)
+    assert msg.root == id
+
+
 async def test_who_fails_does_not_hide_the_others(local: World) -> None:
     hub = local.exchange("hub")
     good, bad = local.exchange("good", handlers={"count": count}), local.exchange("bad")
@@ -284,7 +299,7 @@ async def test_a_branch_that_is_lost_is_named(local: World) -> None:
 
 
 async def test_replies_that_nobody_takes_are_bounded(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.exchange.REPLIES", 10)
+    monkeypatch.setattr("exchange_grpc.replies.REPLIES", 10)
     server, client = local.exchange("server", handlers={"count": count}), local.exchange("client")
     await local.link(client, server)
     replies = client.request_many("count", 1_000)
