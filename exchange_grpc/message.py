@@ -107,7 +107,7 @@ class Message:
     outcome: Outcome | None = None
     many: bool = False  # a request to all who handle the name
     lost: tuple[str, ...] | None = None  # of the reply that ends those to many: whose replies are lost; no value
-    wire: Any = None  # what `wire.py` read it from: keeps the fields that are not known here
+    wire: Any = field(default=None, repr=False)  # what `wire.py` read it from: keeps the fields that are not known here
     _value: Any = field(default=_UNREAD, repr=False)
 
     @property

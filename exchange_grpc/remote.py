@@ -79,4 +79,4 @@ class RemoteState:
         return self._state(answer["state"], snapshot=True)
 
     def _state(self, state: dict[str, Any], *, snapshot: bool) -> StateValue:
-        return StateValue(self.exchange, **state, snapshot=snapshot)
+        return StateValue(self.exchange, *(state[key] for key in StateValue._fields[1:-1]), snapshot)

@@ -87,7 +87,10 @@ class Doors:
     async def _request(self, request: service_pb2.RequestRequest, context: Any) -> Proto:
         as_value = request.message.WhichOneof("payload") not in ("json", "data")
         message = self._read(request.message, Kind.REQUEST)
-        reply = await self._host.relay_request(message, context.time_remaining())
+        left = context.time_remaining()
+        if left is not None and not request.message.ttl_us:  # then the call's own deadline counts, be it more or less
+            message.deadline = inf
+        reply = await self._host.relay_request(message, left)
         if reply.error is not None:
             raise reply.error
         try:

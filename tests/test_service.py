@@ -465,3 +465,16 @@ async def test_a_pattern_that_is_none(stub: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="is no pattern") as failed:
         await stub.Observe(service_pb2.ObserveRequest(pattern="a b")).read()
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("ttl_us", "timeout", "expected"),
+    [(0, None, 30), (0, 5, 5), (0, 500, 500), (2_000_000, 500, 2), (7_000_000, None, 7)],
+)
+async def test_a_request_has_the_time_of_its_call(
+    stub: Any, hub: Exchange, ttl_us: int, timeout: float | None, expected: float
+) -> None:
+    hub.handle("left", lambda msg: msg.deadline - hub._now())
+    message = message_pb2.Message(name="left", ttl_us=ttl_us)
+    answer = await stub.Request(service_pb2.RequestRequest(message=message), timeout=timeout)
+    assert expected - 1 < answer.message.value.number_value <= expected

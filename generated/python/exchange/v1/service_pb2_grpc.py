@@ -129,7 +129,8 @@ class ExchangeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Request(self, request, context):
-        """Emits a request and waits for its reply, until the deadline of the call or, without one, 30 s.
+        """Emits a request and waits for its reply, until the deadline of the call or the end of `ttl_us`,
+        whichever is first; 30 s if neither is said.
         UNIMPLEMENTED: nobody handles the name. DEADLINE_EXCEEDED: no reply in time. UNAVAILABLE: the way
         was lost. INTERNAL: the handler failed. A call that is cancelled cancels the handler.
         """

@@ -49,7 +49,8 @@ class ExchangeServiceStub:
     Publish: _grpc.UnaryUnaryMultiCallable[_service_pb2.PublishRequest, _service_pb2.PublishResponse]
     """Emits a message to every subscriber of its name in the mesh."""
     Request: _grpc.UnaryUnaryMultiCallable[_service_pb2.RequestRequest, _service_pb2.RequestResponse]
-    """Emits a request and waits for its reply, until the deadline of the call or, without one, 30 s.
+    """Emits a request and waits for its reply, until the deadline of the call or the end of `ttl_us`,
+    whichever is first; 30 s if neither is said.
     UNIMPLEMENTED: nobody handles the name. DEADLINE_EXCEEDED: no reply in time. UNAVAILABLE: the way
     was lost. INTERNAL: the handler failed. A call that is cancelled cancels the handler.
     """
@@ -100,7 +101,8 @@ class ExchangeServiceAsyncStub(ExchangeServiceStub):
     Publish: _aio.UnaryUnaryMultiCallable[_service_pb2.PublishRequest, _service_pb2.PublishResponse]  # type: ignore[assignment]
     """Emits a message to every subscriber of its name in the mesh."""
     Request: _aio.UnaryUnaryMultiCallable[_service_pb2.RequestRequest, _service_pb2.RequestResponse]  # type: ignore[assignment]
-    """Emits a request and waits for its reply, until the deadline of the call or, without one, 30 s.
+    """Emits a request and waits for its reply, until the deadline of the call or the end of `ttl_us`,
+    whichever is first; 30 s if neither is said.
     UNIMPLEMENTED: nobody handles the name. DEADLINE_EXCEEDED: no reply in time. UNAVAILABLE: the way
     was lost. INTERNAL: the handler failed. A call that is cancelled cancels the handler.
     """
@@ -172,7 +174,8 @@ class ExchangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.RequestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.RequestResponse, _abc.Awaitable[_service_pb2.RequestResponse]]:
-        """Emits a request and waits for its reply, until the deadline of the call or, without one, 30 s.
+        """Emits a request and waits for its reply, until the deadline of the call or the end of `ttl_us`,
+        whichever is first; 30 s if neither is said.
         UNIMPLEMENTED: nobody handles the name. DEADLINE_EXCEEDED: no reply in time. UNAVAILABLE: the way
         was lost. INTERNAL: the handler failed. A call that is cancelled cancels the handler.
         """
