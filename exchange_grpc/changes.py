@@ -114,6 +114,7 @@ class Changes:
         self._last: dict[str, Last] = {}
         self._records: dict[int, Record] = {}
         self._watches: dict[frozenset[str], set[Watch]] = {}
+        self._closed: Refused | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -136,7 +137,7 @@ class Changes:
         changes: dict[str, Change] = {}
         for name, (old, new) in changed.items():
             computed = name in transaction.updates
-            because = tuple(sorted(self._state.dependencies(name) & changed.keys())) if computed else ()
+            because = transaction.because.get(name, ())
             revision = self._last.get(name, NEVER).revision + 1
             self._last[name] = Last(revision, number, cause)
             changes[name] = Change(sketch(old), sketch(new), computed, because, revision)
@@ -201,6 +202,8 @@ class Changes:
         """A watch, and the snapshot that its changes follow on without a gap. Raises Refused."""
         watch = Watch(frozenset(names), wake)
         with self.lock():
+            if self._closed is not None:
+                raise self._closed
             snapshot = [self.state(name) for name in sorted(watch.names)]
             self._watches.setdefault(watch.names, set()).add(watch)
         return watch, snapshot
@@ -216,6 +219,7 @@ class Changes:
     def close(self, reason: Refused) -> None:
         """End all watches."""
         with self.lock():
+            self._closed = reason
             for watches in self._watches.values():
                 for watch in watches:
                     watch.stop(reason)
@@ -240,7 +244,7 @@ def sketch(value: Any) -> Any:
     if kind is float:
         return value if math.isfinite(value) else f"<{value}>"
     if kind is str:
-        return value if len(value) <= RECORDED_TEXT else f"<text of {len(value)} characters>"
+        return value if _sayable(value) else f"<text of {len(value)} characters>"
     if kind in (dict, list, tuple):
         copy = _copied(value, [RECORDED_ITEMS], 4)
         return copy if copy is not _TOO_MUCH else f"<{kind.__name__} of {len(value)}>"
@@ -250,13 +254,18 @@ def sketch(value: Any) -> Any:
 _TOO_MUCH: Any = object()
 
 
+def _sayable(text: str) -> bool:
+    """Short, and without half a surrogate pair."""
+    return len(text) <= RECORDED_TEXT and (text.isascii() or text.encode("utf-8", "replace").decode() == text)
+
+
 def _copied(value: Any, left: list[int], depth: int) -> Any:
     """A copy of `value`, which may have so many items and levels; else _TOO_MUCH."""
     left[0] -= 1
     if left[0] < 0 or not depth:
         return _TOO_MUCH
     if type(value) is dict:
-        if len(value) > left[0] or any(type(key) is not str for key in value):
+        if len(value) > left[0] or any(type(key) is not str or not _sayable(key) for key in value):
             return _TOO_MUCH
         copy = {key: _copied(item, left, depth - 1) for key, item in value.items()}
         return _TOO_MUCH if any(item is _TOO_MUCH for item in copy.values()) else copy

@@ -37,7 +37,7 @@ from .errors import (
     Unavailable,
     UnknownName,
 )
-from .frames import Answer, Introduction, Query
+from .frames import Answer, Introduction, Query, Reject
 from .handlers import Ending, Handlers, Invocation, current
 from .kernel import Kernel
 from .ledger import Ledger, Span
@@ -741,6 +741,9 @@ class Exchange:
 
     def _logged(self, value: dict[str, Any]) -> None:
         """A record was logged, by any thread."""
+        invocation = current.get()
+        if invocation is not None and invocation.message.name == LOG_EVENT:
+            return  # by what an observer of the log does: it would feed itself
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop was closed
                 self._loop.call_soon_threadsafe(self._event, "log", value)
@@ -767,7 +770,7 @@ class Exchange:
     def _transmit(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
         self._links.send(*value)
 
-    def _control(self, value: tuple[str, Query | Answer], sig: Any, state: Any) -> bool:
+    def _control(self, value: tuple[str, Query | Answer | Reject], sig: Any, state: Any) -> bool:
         return self._links.control(*value)
 
     def _announce(self, value: tuple[tuple[str, ...], ...], sig: Any, state: Any) -> None:
@@ -865,6 +868,9 @@ class Exchange:
                 waiting = self._waiting.get(value.message.id)
             if waiting is not None and not waiting.done():
                 waiting.set_exception(told)
+            replies = self._replies.pop(value.message.id, None)
+            if replies is not None:
+                replies.end(told)
 
     # ---------------------------------------------------------------------------------------------- the loop
 
@@ -912,6 +918,7 @@ class Exchange:
         """Let running handlers end (within 10 s), say goodbye to all peers, and leave nothing behind."""
         if self._closed or self._loop is None:
             self._closed = True
+            self._follow_log()
             return
         self._enter()
         for listener in self._listeners:

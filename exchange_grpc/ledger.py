@@ -80,6 +80,7 @@ class Ledger:
         span = self._spans.get(id)
         if span is None:
             return
+        reason = reason[:_REASON].encode("utf-8", "replace").decode()
         self.counts[outcome] += 1
         if self.bad_end is not None and outcome > Outcome.FORWARDED:
             self.bad_end(span, outcome, by, reason[:_REASON])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from .errors import Code, LinkError
-from .frames import PROTOCOL, Answer, Interest, Introduction, Query
+from .frames import PROTOCOL, Answer, Interest, Introduction, Query, Reject
 from .kernel import Kernel
 from .limits import LINKS
 from .message import Message
@@ -133,7 +133,7 @@ class Links(Generic[P]):
         if link.read_all:
             self.half_closed(link)
 
-    def control(self, to: str, frame: Query | Answer) -> bool:
+    def control(self, to: str, frame: Query | Answer | Reject) -> bool:
         """Put a question or an answer on a link; False if it takes no more."""
         link = self.by_peer[to]
         link.wake()

@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from .handlers import Function, Invocation, Registered, added, current, missed, register
-from .limits import OBSERVER_PAUSE_SECONDS, OBSERVER_QUEUE, OBSERVER_QUEUE_BYTES, RECORDED_TEXT
+from .limits import DRAIN_SECONDS, OBSERVER_PAUSE_SECONDS, OBSERVER_QUEUE, OBSERVER_QUEUE_BYTES, RECORDED_TEXT
 from .message import Message, Seen
 from .patterns import RESERVED, PatternMap
 
@@ -33,6 +33,7 @@ class Observers:
         self._all: PatternMap[Watcher] = PatternMap()
         self._of_events: PatternMap[Watcher] = PatternMap()
         self._functions: dict[_Observer, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -50,13 +51,17 @@ class Observers:
 
     def observe(self, pattern: str, function: Function) -> Callable[[], None]:
         """Call `function` soon, for one message after another. Returns what takes it away again."""
-        observer = _Observer(register(function, 2), self._threads)
+        registered = register(function, 2)
+        if registered.generates:
+            raise TypeError(f"{function!r} is an async generator, and nobody would take what it yields")
+        observer = _Observer(registered, self._threads, self._tasks)
         remove = self.watch(pattern, observer.take)
         self._functions[observer] = pattern
 
         def forget() -> None:
             remove()
-            self._functions.pop(observer, None)
+            if self._functions.pop(observer, None) is not None:
+                observer.stop()
 
         return forget
 
@@ -74,11 +79,13 @@ class Observers:
 
     async def close(self) -> None:
         """Stop those that run."""
-        tasks = {observer.task for observer in self._functions if observer.task is not None}
+        tasks = self._tasks - {asyncio.current_task()}  # one may close the exchange that it observes
+        for observer in self._functions:
+            observer.stop()
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=DRAIN_SECONDS)
 
 
 class Backlog:
@@ -137,18 +144,22 @@ class LogEvents(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging."""
-        self._tell(
-            {"level": record.levelname.lower(), "logger": record.name, "text": record.getMessage()[:RECORDED_TEXT]}
-        )
+        try:
+            text = record.getMessage()[:RECORDED_TEXT].encode("utf-8", "replace").decode()
+            self._tell({"level": record.levelname.lower(), "logger": record.name, "text": text})
+        except Exception:
+            self.handleError(record)
 
 
 class _Observer:
     """A function, and the messages that wait for it."""
 
-    def __init__(self, function: Registered, threads: Callable[[], Executor]) -> None:
+    def __init__(self, function: Registered, threads: Callable[[], Executor], tasks: set[asyncio.Task[None]]) -> None:
         self.function = function
         self.task: asyncio.Task[None] | None = None
         self._threads = threads
+        self._tasks = tasks
+        self._stopped = False
         self._waiting = Backlog()
 
     def take(self, message: Message, seen: Seen) -> None:
@@ -157,19 +168,28 @@ class _Observer:
             missed(self.function, quietly=message.name == LOG_EVENT)
         elif self.task is None:
             self.task = asyncio.get_running_loop().create_task(self._work())
+            self._tasks.add(self.task)
+            self.task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """It is called no more, but for what it is called for now."""
+        self._stopped = True
 
     async def _work(self) -> None:
         waiting = self._waiting
         try:
-            while waiting:
+            while waiting and not self._stopped:
                 if self.function.on_loop:
                     message, seen = waiting.take()
                     await self._call_async(message, self.function.call(*(message, seen)[: self.function.arity]))
                 else:  # many at a time: to go to a thread and back costs more than most functions
-                    batch = [waiting.take() for _ in range(len(waiting))]
+                    batch = deque(waiting.take() for _ in range(len(waiting)))
                     call = asyncio.get_running_loop().run_in_executor(self._threads(), self._call_all, batch)
-                    for message, awaitable in await call:
-                        await self._call_async(message, awaitable)
+                    left = await call
+                    while left is not None:  # it wants to be awaited before it is called again
+                        await self._call_async(*left)
+                        call = asyncio.get_running_loop().run_in_executor(self._threads(), self._call_all, batch)
+                        left = await call
                     await asyncio.sleep(OBSERVER_PAUSE_SECONDS)
         finally:
             self.task = None
@@ -178,14 +198,23 @@ class _Observer:
         self._begin(message)
         try:
             await result
-        except Exception as problem:
+        except asyncio.CancelledError as problem:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._failed(message, problem)  # what it awaited was cancelled
+        except (Exception, SystemExit) as problem:
             self._failed(message, problem)
 
-    def _call_all(self, batch: list[tuple[Message, Seen]]) -> list[tuple[Message, Awaitable[Any]]]:
-        """In a thread: call it for each; what is left to be awaited."""
-        call, context = self._call, contextvars.copy_context()
-        results = [(message, context.run(call, message, seen)) for message, seen in batch]
-        return [(message, result) for message, result in results if inspect.isawaitable(result)]
+    def _call_all(self, batch: deque[tuple[Message, Seen]]) -> tuple[Message, Awaitable[Any]] | None:
+        """In a thread: call it for one after another, until there is something to be awaited."""
+        context = contextvars.copy_context()
+        while batch and not self._stopped:
+            message, seen = batch.popleft()
+            result = context.run(self._call, message, seen)
+            if inspect.isawaitable(result):
+                return message, result
+        return None
 
     def _call(self, message: Message, seen: Seen) -> Any:
         self._begin(message)

@@ -302,8 +302,8 @@ class Session:
         )
         self._control.append(wire.encode(change))
 
-    def control(self, frame: Query | Answer) -> bool:
-        """Queue a question or an answer: False if so many wait that the peer cannot be reading."""
+    def control(self, frame: Query | Answer | Reject) -> bool:
+        """Queue a question, an answer or a refusal: False if so many wait that the peer cannot be reading."""
         if len(self._control) >= CONTROL_FRAMES:
             return False
         self._control.append(wire.encode(frame))

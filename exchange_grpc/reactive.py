@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, KeysView, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from .errors import CircularDependency, StateError, SubscriberError, UnknownName
@@ -29,13 +29,15 @@ log = logging.getLogger(__name__)
 
 
 class Transaction(NamedTuple):
-    """What one transaction changed. `sets` and `updates` are `{name: (old, new)}`, of plain and computed values."""
+    """What one transaction changed. `sets` and `updates` are `{name: (old, new)}`, of plain and computed values;
+    `because` are those of the changed names that each computed value was computed from."""
 
     id: int
     timestamp: float
     sets: dict[str, tuple[Any, Any]]
     updates: dict[str, tuple[Any, Any]]
     cause: Any
+    because: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class Tasks(Protocol):
@@ -252,7 +254,9 @@ class _Store(Graph):
         if self.listeners and changed:
             sets = {node.name: (old, node.value) for node, old in changed.items() if node.fn is None}
             updates = {node.name: (old, node.value) for node, old in changed.items() if node.fn is not None}
-            record = Transaction(self.commits, now, sets, updates, why)
+            names = sets.keys() | updates.keys()  # read now: subscribers may set before listeners are told
+            because = {node.name: tuple(sorted(names & set(node.reads))) for node in changed if node.fn is not None}
+            record = Transaction(self.commits, now, sets, updates, why, because)
             self.calls.extend((listener, record) for listener in self.listeners)
         for node in changed:
             for subscription in node.subscriptions:

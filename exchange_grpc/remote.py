@@ -79,4 +79,5 @@ class RemoteState:
         return self._state(answer["state"], snapshot=True)
 
     def _state(self, state: dict[str, Any], *, snapshot: bool) -> StateValue:
-        return StateValue(self.exchange, *(state[key] for key in StateValue._fields[1:-1]), snapshot)
+        known = {key: value for key, value in state.items() if key in StateValue._fields}  # later ones may say more
+        return StateValue(exchange=self.exchange, **known, snapshot=snapshot)

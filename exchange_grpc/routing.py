@@ -14,7 +14,7 @@ signal too, answered by whoever owns the links and the handlers (`exchange.py`):
          failed Failure                   a handler here failed at a send
     out  deliver (message, link)          run the handler and the listeners
          transmit (link, message)         put it on a link; raises InvalidMessage if that cannot be
-         control (link, frame)            a Query or an Answer
+         control (link, frame)            a Query, an Answer or a Reject
          announce (handles, subscribes, gone handles, gone subscribes)   to every peer
          resolve (id, reply)              the reply, or one of many, to a request that was emitted here
          dispatched (message, error)      a send emitted here has left, or was taken, or could not be
@@ -42,10 +42,10 @@ from typing import Any, NamedTuple
 
 from .discovery import Deadlines, Discovery, Held, Once
 from .errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailable, Unhandled, request_error
-from .frames import Answer, Interest, Query, Target
+from .frames import Answer, Interest, Query, Reject, Target
 from .kernel import Kernel, Sig
 from .ledger import Ledger
-from .limits import HOPS, LOST_NAMES, OPEN_REQUESTS, QUESTION_SECONDS
+from .limits import HOPS, LOST_NAMES, MESSAGE_SECONDS, OPEN_REQUESTS, QUESTION_SECONDS
 from .message import Context, Kind, Message, Origin, Outcome, Seen, Trace
 from .patterns import RESERVED, PatternMap, fits
 from .scatter import NOBODY, Scatter
@@ -136,7 +136,9 @@ class Open:
 
     def header(self) -> Message:
         """The request without what it carried."""
-        return Message(self.id, self.name, Kind.REQUEST, self.from_, hop_trace=self.trace, many=self.many)
+        return Message(
+            self.id, self.name, Kind.REQUEST, self.from_, hop_trace=self.trace, deadline=self.deadline, many=self.many
+        )
 
 
 class Router:
@@ -356,8 +358,7 @@ class Router:
         message, link, now, via = arrival
         if not self._spread.first(message.id, now):
             error = Unhandled("it was here by another way", reason="LOOP", at=self.me, delivered=False)
-            self._ledger.record(message.id, now + self._origin.wall, Outcome.LOOP, reason=error.message)
-            self._answer_error(message, link, now, error)
+            self._answer_error(message, link, now, error)  # no outcome: the first copy has one
             return
         if not self._remember(message, link, now):
             return
@@ -403,8 +404,8 @@ class Router:
             self._answer_error(entry.header(), entry.link, now, None, tuple(scatter.lost))
             return
         error = self._unhandled(f"nobody handles {entry.name} within reach of {self.me}")
-        self._ledger.record(entry.id, now + self._origin.wall, Outcome.UNHANDLED, reason=error.message)
-        if entry.link is HERE:  # elsewhere it is not for us to tell: others have it too
+        if entry.link is HERE:  # elsewhere it is not for us to conclude: others have it too
+            self._ledger.record(entry.id, now + self._origin.wall, Outcome.UNHANDLED, reason=error.message)
             self._sig("message.unhandled", (entry.header(), error))
         self._answer_error(entry.header(), entry.link, now, error)
 
@@ -414,9 +415,12 @@ class Router:
         entry = self._open.get(message.reply_to)
         holder = self.me if link is HERE else link
         if entry is None or holder not in entry.holders():
-            reason = "nobody waits for it, or not from there"
-            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=reason)
+            if message.lost is None:  # who ended by a last reply may say so once more
+                reason = "nobody waits for it, or not from there"
+                self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=reason)
             return
+        if entry.many:  # it may wait for its way as long as the request may
+            message.deadline = max(message.deadline, entry.deadline)
         if link is not HERE and entry.message is not None and _astray(message.error, link):
             self._discovery.forget(self._target(entry.message), link)
             request, entry.message, entry.again = entry.message, None, True
@@ -426,7 +430,7 @@ class Router:
             return
         scatter = entry.scatter
         if scatter is None:
-            if message.last or not entry.many:
+            if message.last or message.lost is not None or not entry.many:
                 self._close(entry)
         elif not scatter.heard(holder, message):
             self._left(holder, entry)
@@ -436,8 +440,14 @@ class Router:
             if link is not HERE:
                 self._sig("observed", (Seen.RECEIVED, message))
             self._sig("resolve", (entry.id, message))
-        elif not self._pass_back(entry.link, message, now, link) and scatter is not None:
-            scatter.lose(message.from_)
+        elif not self._pass_back(entry.link, message, now, link):
+            if scatter is not None:
+                scatter.miss(message.from_)
+            elif self._open.get(entry.id) is entry:  # whoever asked hears no more: there is no gap
+                reason = "a reply could not be passed on"
+                self._abandon(entry, now, Outcome.DROPPED, reason)
+                # No message: there may be no room for it, and whoever asked may have no deadline.
+                self._sig("control", (entry.link, Reject(0, entry.id, self._full(reason))))
         if scatter is not None and holder not in scatter.branches:
             self._left(holder, entry)
             self._ended_one_of_many(entry, now)
@@ -561,6 +571,7 @@ class Router:
         reply = self._origin.make(
             Kind.REPLY, request.name, Context.of(request), now,
             to=request.from_, reply_to=request.id, last=True, error=error, lost=lost if request.many else None,
+            seconds=max(MESSAGE_SECONDS, request.deadline - now) if request.many else MESSAGE_SECONDS,
         )  # fmt: skip
         self._ledger.note(reply)
         self._sig("observed", (Seen.EMITTED, reply))
@@ -653,7 +664,7 @@ class Router:
                 if entry.scatter is None:
                     self._answer_error(entry.header(), entry.link, now, self._too_late())
                 else:  # what has come so far counts, and whose replies have not is said
-                    lost = (*entry.scatter.lost, *late)[:LOST_NAMES]
+                    lost = (*late, *entry.scatter.lost)[:LOST_NAMES]
                     self._answer_error(entry.header(), entry.link, now, None, lost)
         self._discovery.tick(now)
 
@@ -713,6 +724,10 @@ class Router:
         if interest.relay is not None:
             link.relay = interest.relay
             self._discovery.changed()
+            for open_ in link.out if link.relay else ():  # it passes on what it has not got yet
+                scatter = self._open[open_].scatter
+                if scatter is not None:
+                    scatter.branches[id] = True
         self._now_offers(link, interest.handles, now)
 
     def _now_offers(self, link: Link, names: Iterable[str], now: float) -> None:

@@ -8,6 +8,7 @@ its last reply. A branch that says that nobody there handles the name was none. 
 it, for whatever reason, is lost.
 """
 
+from .errors import Code
 from .limits import LOST_NAMES
 from .message import Message
 
@@ -26,19 +27,24 @@ class Scatter:
 
     def heard(self, branch: str, reply: Message) -> bool:
         """A reply came from this branch: whether it is one, and not only the branch's end."""
-        nobody = reply.error is not None and reply.error.reason in NOBODY
+        error = reply.error
+        nobody = error is not None and error.code is Code.UNIMPLEMENTED and error.reason in NOBODY
         self.taken = self.taken or not nobody
         end = reply.lost is not None or nobody
         for exchange in reply.lost or ():
-            self.lose(exchange)
+            self.miss(exchange)
         if end and reply.error is not None and not nobody:
             self.lose(branch)
         if end or (reply.last and not self.branches[branch]):
             self.branches.pop(branch, None)
         return not end
 
-    def lose(self, exchange: str) -> None:
-        """Not all of its replies will come."""
-        self.branches.pop(exchange, None)
+    def miss(self, exchange: str) -> None:
+        """Not all replies of somebody behind a branch will come; the branch goes on."""
         if len(self.lost) < LOST_NAMES:
-            self.lost[exchange] = None
+            self.lost.setdefault(exchange)
+
+    def lose(self, branch: str) -> None:
+        """Nothing more will come of this branch. Named first: a liar must not crowd it out."""
+        self.branches.pop(branch, None)
+        self.lost = dict.fromkeys([branch, *self.lost][:LOST_NAMES])

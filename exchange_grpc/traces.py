@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import InvalidMessage
-from .limits import CAUSES, HOPS, LEDGER_EVENTS, TRACE_EXCHANGES
+from .limits import CAUSES, HOPS, LEDGER_EVENTS, MESSAGE_BYTES, TRACE_EXCHANGES
 from .message import Kind, Outcome
 from .patterns import check_id
+from .payload import encode_json
 
 Span = dict[str, Any]
+_WHOLE = MESSAGE_BYTES // 2  # of all that is told of one trace, so that an answer can carry it
 _KINDS = frozenset(f"KIND_{kind.name}" for kind in Kind)
 _OUTCOMES = frozenset(f"OUTCOME_{outcome.name}" for outcome in Outcome)
 
@@ -21,8 +23,9 @@ _OUTCOMES = frozenset(f"OUTCOME_{outcome.name}" for outcome in Outcome)
 def origin(id: str) -> str:
     """The exchange that made the message `id`, or an empty text if that is no id of a message."""
     exchange, _, rest = id.partition(".")
+    digits = rest.replace(".", "", 1)
     try:
-        return check_id(exchange) if rest.replace(".", "", 1).isdigit() else ""
+        return check_id(exchange) if digits.isascii() and digits.isdigit() else ""
     except InvalidMessage:
         return ""
 
@@ -48,12 +51,25 @@ def merge(root: str, answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             if known is None:
                 spans[span["id"]] = {**span, "events": list(span["events"])}
                 continue
-            if (len(span["hops"]), repr(span["hops"])) > (len(known["hops"]), repr(known["hops"])):
-                known["hops"] = span["hops"]
-            known["events"] += span["events"]
+            events = known["events"] + span["events"]
+            if _claim(span) > _claim(known):
+                known.update(span)
+            known["events"] = events
     for span in spans.values():
         span["events"].sort(key=lambda event: (event["at_us"], event["exchange"], event["outcome"], event["by"]))
-    return {"root": root, "spans": sorted(spans.values(), key=_order), "cut": cut}
+
+    told: list[Span] = []
+    size = 0
+    for span in sorted(spans.values(), key=_order):  # what began first explains the rest
+        size += len(encode_json(span)) + 1
+        if size > _WHOLE:
+            return {"root": root, "spans": told, "cut": True}
+        told.append(span)
+    return {"root": root, "spans": told, "cut": cut}
+
+
+def _claim(span: Span) -> tuple[int, str]:
+    return len(span["hops"]), repr([span[key] for key in span if key != "events"])
 
 
 def passed(trace: Mapping[str, Any]) -> list[str]:
@@ -70,31 +86,30 @@ def lineage(trace: Mapping[str, Any], id: str) -> list[Span]:
     """The message `id` and what caused it, along the newest causes, back to where it began, as far as it is known."""
     spans = {span["id"]: span for span in trace["spans"]}
     line: list[Span] = []
-    while id in spans and spans[id] not in line:
-        span = spans[id]
-        line.append(span)
-        id = next((cause for cause in reversed(span["causes"]) if cause in spans), "")
+    while id in spans:
+        line.append(spans.pop(id))
+        id = next((cause for cause in reversed(line[-1]["causes"]) if cause in spans), "")
     return line
 
 
 def _order(span: Span) -> tuple[int, int, str]:
     began = span["hops"][0]["at_us"] if span["hops"] else 0
     number = span["id"].rpartition(".")[2]
-    return began, int(number) if number.isdigit() and len(number) < 20 else 0, span["id"]
+    return began, int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0, span["id"]
 
 
 def _span(span: Span, exchange: str) -> Span:
+    hops = [
+        {"exchange": _text(hop, "exchange"), "at_us": _number(hop, "at_us")} for hop in _dicts(span, "hops", HOPS + 1)
+    ]
     return {
-        "id": span["id"],
+        "id": _text(span, "id"),
         "name": _text(span, "name"),
         "kind": _word(span, "kind", _KINDS, "KIND_UNSPECIFIED"),
         "from": _text(span, "from"),
         "to": _text(span, "to"),
         "causes": [cause for cause in _list(span, "causes", CAUSES) if isinstance(cause, str)],
-        "hops": [
-            {"exchange": _text(hop, "exchange"), "at_us": _number(hop, "at_us")}
-            for hop in _dicts(span, "hops", HOPS + 1)
-        ],
+        "hops": hops if hops and hops[-1]["exchange"] == exchange else [],  # it came as far as there
         "reply_to": _text(span, "reply_to"),
         "events": [
             {

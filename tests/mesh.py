@@ -34,6 +34,10 @@ WALL = 1_700_000_000.0
 NEVER = object()  # what a handler returns that hangs: the test answers for it, or nobody does
 
 
+class Several(list[Any]):
+    """What a handler returns that replies so many times to a request to many, and then ends in silence."""
+
+
 class Plain:
     """A session without bytes: what `Session` says, said by handing over the events."""
 
@@ -159,12 +163,18 @@ class Node:
     def cancel(self, request: str) -> None:
         self.emit(Kind.CANCEL, "cancel", reply_to=request)
 
-    def reply(self, request: Message, value: Any = None, error: RequestError | None = None) -> Message:
+    def reply(
+        self, request: Message, value: Any = None, error: RequestError | None = None, *, last: bool = True, **more: Any
+    ) -> Message:
         """Answer a request that a handler here left open."""
         return self.emit(
             Kind.REPLY, request.name, value, to=request.from_, context=Context.of(request),
-            reply_to=request.id, last=True, error=error,
+            reply_to=request.id, last=last, error=error, **more,
         )  # fmt: skip
+
+    def end(self, request: Message) -> Message:
+        """No more replies of a handler here to a request to many."""
+        return self.reply(request, lost=())
 
     def emit(
         self,
@@ -251,6 +261,10 @@ class Node:
         self.ledger.record(message.id, now + WALL, outcome, by=message.name)
         if message.kind is Kind.SEND and error is not None:
             self.kernel.sig("failed", Failure(message, link, outcome, error, now))
+        elif message.kind is Kind.REQUEST and isinstance(result, Several) and message.many:
+            for value in result:
+                self.reply(message, value, last=False)
+            self.end(message)
         elif message.kind is Kind.REQUEST and result is not NEVER:
             self.reply(message, result, error)
 
@@ -337,6 +351,37 @@ class Node:
         self.mesh.broken.append((self.id, name, value, error))
 
 
+class Stranger(Node):
+    """A peer that is no exchange of ours: it hears, and says what the test says, true or not."""
+
+    def __init__(self, mesh: "Mesh", id: str, relay: bool, handles: Iterable[str]) -> None:
+        super().__init__(mesh, id, relay, "round_robin", lambda n: 0)
+        self.heard: list[Message] = []
+        self.router.offers.update(handles)
+
+    def hear(self, end: End, events: list[Any]) -> None:
+        self.heard += [event.message for event in events if isinstance(event, Received)]
+        super().hear(end, [event for event in events if isinstance(event, Opened | Ended)])
+
+    def got(self, kind: Kind = Kind.REQUEST) -> list[Message]:
+        """What it was sent of one kind."""
+        return [message for message in self.heard if message.kind is kind]
+
+    def say(self, link: str, kind: Kind, name: str = "n", **fields: Any) -> Message:
+        """Put a message on a link, as it is."""
+        payload, content_type = encode_value(fields.pop("value", None))
+        message = self.origin.make(
+            kind, name, Context(), self.mesh.now, payload=payload, content_type=content_type, **fields
+        )
+        self.ends[link].session.send(message)
+        self.mesh.write()
+        return message
+
+    def says(self, link: str, request: Message, value: Any = None, **fields: Any) -> Message:
+        """Reply to a request that it heard, or did not."""
+        return self.say(link, Kind.REPLY, request.name, value=value, to=request.from_, reply_to=request.id, **fields)
+
+
 class Mesh:
     """The world: a clock, nodes, links, and the frames in flight."""
 
@@ -372,6 +417,11 @@ class Mesh:
             node.handle(name, handles[name] if isinstance(handles, Mapping) else lambda message: message.value)
         for pattern in subscribes:
             node.subscribe(pattern)
+        return node
+
+    def stranger(self, id: str, *, relay: bool = False, handles: Iterable[str] = ()) -> Stranger:
+        """Somebody who speaks the protocol, and is none of ours."""
+        node = self.nodes[id] = Stranger(self, id, relay, handles)
         return node
 
     def link(self, a: str, b: str, *, settle: bool = True) -> None:

@@ -477,4 +477,4 @@ async def test_a_request_has_the_time_of_its_call(
     hub.handle("left", lambda msg: msg.deadline - hub._now())
     message = message_pb2.Message(name="left", ttl_us=ttl_us)
     answer = await stub.Request(service_pb2.RequestRequest(message=message), timeout=timeout)
-    assert expected - 1 < answer.message.value.number_value <= expected
+    assert expected - 1 < answer.message.value.number_value < expected + 2  # gRPC rounds long ones up
