@@ -1,117 +1,32 @@
-"""The real `exchange` command, as people run it: processes, a real port, real signals."""
+"""The real `exchange` command: what emits and what observes, every exit code, and what the help teaches."""
 
 import asyncio
 import json
 import os
-import pty
 import re
+import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import grpc
+import click
 import pytest
 from click.testing import CliRunner
+from command import COMMAND, PATIENCE, Done, run, run_all, running, serving, worker
 
-from exchange.v1 import service_pb2
-from exchange_grpc import Exchange, ExchangeError, tree
+from exchange_grpc import Code, Exchange, Refused
 from exchange_grpc.cli import main
 
-COMMAND = str(Path(sys.executable).with_name("exchange"))
-PATIENCE = 30.0
 ID = re.compile(r'"(cli-[0-9a-f]{8}\.\d+\.\d+)"\n')
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@contextmanager
-def serving(*args: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """`exchange serve` with `args`: the process, its URL and its ready line. Stopped afterwards."""
-    process = subprocess.Popen(
-        [COMMAND, "serve", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
-    )
-    assert process.stdout is not None
-    try:
-        ready = process.stdout.readline()
-        url = re.search(r"(?:grpc://|unix:)\S+", ready)
-        assert url is not None, process.communicate(timeout=PATIENCE)[1]
-        yield process, url[0], ready
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with serving("--id", "hub", "--demo", "--grpc", "127.0.0.1:0") as (_, url, _):
         yield url
-
-
-def run(url: str, *args: str, stdin: str | None = None, **env: str) -> Done:
-    """`exchange ARGS` with EXCHANGE_URL, to its end. An error is one line, and there is never a traceback."""
-    ended = subprocess.run(
-        [COMMAND, *args], input=stdin or "", capture_output=True, text=True, timeout=PATIENCE,
-        env={**os.environ, "EXCHANGE_URL": url, **env},
-    )  # fmt: skip
-    assert "Traceback" not in ended.stderr
-    if ended.returncode and "Usage:" not in ended.stderr and ended.stderr:
-        assert re.fullmatch(r"error: .+\n", ended.stderr), ended.stderr
-    return Done(ended.returncode, ended.stdout, ended.stderr)
-
-
-def run_all(url: str, *commands: tuple[str, ...]) -> list[Done]:
-    """Several at once: most of the time of each is Python starting."""
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(lambda command: run(url, *command), commands))
-
-
-@asynccontextmanager
-async def worker(url: str, id: str = "worker") -> AsyncIterator[Exchange]:
-    """An exchange of this process behind the hub."""
-    async with Exchange(id) as app:
-
-        @app.handle("work.do")
-        async def do(msg: Any) -> Any:
-            await app.send("work.noted", msg.value)
-            return await app.request("compute.sum", {"a": 1, "b": 2})
-
-        @app.on("work.noted")
-        async def noted(msg: Any) -> None:
-            pass
-
-        @app.handle("work.fail")
-        async def broken(msg: Any) -> None:
-            raise ValueError("a secret")
-
-        @app.handle("work.bytes")
-        async def data(msg: Any) -> bytes:
-            return b"\x00\xff\n"
-
-        @app.handle("work.headers")
-        async def headers(msg: Any) -> dict[str, str]:
-            return dict(msg.headers)
-
-        await app.connect(url)
-        yield app
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 # ------------------------------------------------------------------------------------------- request and demo
@@ -172,6 +87,66 @@ async def test_request_over_the_hub(url: str) -> None:
     assert failed == Done(1, "", "error: the handler of work.fail failed (at other)\n")
 
 
+async def test_the_reason_of_a_late_handler_is_told(url: str) -> None:
+    async with Exchange("tardy") as app:
+
+        @app.handle("late.do")
+        async def do(msg: Any) -> None:
+            raise Refused("it is too late", code=Code.DEADLINE_EXCEEDED, reason="DEADLINE_EXCEEDED")
+
+        await app.connect(url)
+        done = await asyncio.to_thread(run, url, "request", "late.do")
+    assert done == Done(5, "", "error: no answer from late.do in time: it is too late (at tardy)\n")
+
+
+# ---------------------------------------------------------------------------------------------- request-many
+
+
+def test_request_many_prints_each_reply(url: str) -> None:
+    all_three, one, refused, late = run_all(
+        url,
+        ("request-many", "demo.count", '{"to": 3}'),
+        ("request-many", "demo.count", '{"to": 1000, "seconds": 0.05}', "--max", "1"),
+        ("request-many", "demo.count", '"x"'),
+        ("request-many", "demo.wait", '{"seconds": 9}', "--timeout", "0.3"),
+    )
+    assert (all_three.code, all_three.err) == (0, "")
+    assert [json.loads(line) for line in all_three.out.splitlines()] == [
+        {"from": "hub", "value": 1}, {"from": "hub", "value": 2}, {"from": "hub", "value": 3},
+    ]  # fmt: skip
+    assert one == Done(0, '{"from":"hub","value":1}\n', "")
+    reply = json.loads(refused.out)
+    assert reply["from"] == "hub"
+    assert (reply["error"]["reason"], reply["error"]["at"]) == ("REFUSED", "hub")
+    assert reply["error"]["message"].startswith("demo.count takes")
+    assert (refused.code, refused.err) == (1, "error: 1 of the replies is an error\n")
+    assert late == Done(3, "", "error: replies are lost, or did not come in time, of hub\n")
+
+
+async def test_request_many_asks_all(url: str) -> None:
+    async with Exchange("one") as one, Exchange("two") as two, Exchange("three") as three:
+        one.handle("all.ask", lambda msg: msg.headers["k"])
+        two.handle("all.ask", lambda msg: b"\x00")
+
+        @three.handle("all.ask")
+        async def fail(msg: Any) -> None:
+            raise ValueError("a secret")
+
+        for app in (one, two, three):
+            await app.connect(url)
+        done, to_one = await asyncio.gather(
+            asyncio.to_thread(run, url, "request-many", "all.ask", "--header", "k=v"),
+            asyncio.to_thread(run, url, "request-many", "all.ask", "--header", "k=v", "--to", "one"),
+        )
+    replies = {line["from"]: line for line in map(json.loads, done.out.splitlines())}
+    assert replies["one"] == {"from": "one", "value": "v"}
+    assert replies["two"]["value"] == {"content_type": "application/octet-stream", "base64": "AA=="}
+    assert replies["three"]["error"]["reason"] == "HANDLER_FAILED"
+    assert len(replies) == 3
+    assert done.code == 1
+    assert to_one == Done(0, '{"from":"one","value":"v"}\n', "")
+
+
 # -------------------------------------------------------------------------------------------------- exit codes
 
 
@@ -198,6 +173,24 @@ async def test_request_over_the_hub(url: str) -> None:
         (4, "nobody handles no.one within reach of hub", ("send", "no.one")),
         (4, "there is no exchange nobody", ("request", "echo", "--to", "nobody")),
         (5, "no answer from demo.wait in time", ("request", "demo.wait", '{"seconds": 9}', "--timeout", "0.2")),
+        (2, "is no name", ("handle", "two words", "--", "cat")),
+        (2, "there is no command 'nosuch'", ("handle", "x", "--", "nosuch")),
+        (2, "Invalid value for '--max'", ("request-many", "echo", "--max", "0")),
+        (2, "VALUE is no JSON", ("state", "set", "goal", "{")),
+        (2, "Missing argument", ("state", "get")),
+        (2, "'tcsh' is not one of", ("completion", "tcsh")),
+        (3, "nobody answers at grpc://127.0.0.1:1", ("handle", "x", "--url", "127.0.0.1:1", "--", "cat")),
+        (3, "nobody answers at grpc://127.0.0.1:1", ("state", "watch", "--url", "127.0.0.1:1")),
+        (3, "is no address: grpc://HOST:PORT", ("observe", "--url", "nonsense")),
+        (4, "nobody handles no.one within reach of hub", ("request-many", "no.one")),
+        (4, "there is no exchange nobody within reach of hub", ("request-many", "echo", "--to", "nobody")),
+        (4, "there is no exchange nobody", ("state", "get", "total", "--of", "nobody")),
+        (4, "there is no exchange nobody", ("stats", "--of", "nobody")),
+        (6, "hub exports no state 'nope'", ("state", "get", "nope")),
+        (6, "hub exports no state 'nope'", ("state", "watch", "nope")),
+        (6, "hub accepts no state 'total'", ("state", "set", "total", "1")),
+        (6, "goal is at revision \\d+, not 99", ("state", "set", "goal", "1", "--expect", "99")),
+        (6, "hub exports no state 'nope'", ("why", "nope")),
         (6, "compute.sum takes two numbers.* \\(at hub\\)", ("request", "compute.sum", '"x"')),
         (6, "compute.sum takes two numbers", ("send", "compute.sum", "[]")),
         (6, "hub knows no message 'x'", ("trace", "x")),
@@ -262,24 +255,11 @@ async def test_send_and_publish_print_the_id_and_deliver(url: str) -> None:
 def test_an_unhandled_send_has_an_id_to_trace(url: str) -> None:
     sent = run(url, "send", "no.one.again")
     assert sent.code == 4
-    traced = run(url, "trace", json.loads(sent.out))
+    traced = run(url, "trace", sent.out.strip())  # as it was printed
     assert "unhandled: nobody handles no.one.again" in traced.out
 
 
 # --------------------------------------------------------------------------------------------------- observe
-
-
-@contextmanager
-def observing(url: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [COMMAND, "observe", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "EXCHANGE_URL": url},
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 async def first_line(app: Exchange, process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -297,7 +277,7 @@ async def first_line(app: Exchange, process: subprocess.Popen[str]) -> dict[str,
 async def test_observe_streams_until_it_is_told_to_stop(url: str, number: signal.Signals) -> None:
     async with Exchange("speaker") as app:
         await app.connect(url)
-        with observing(url, "seen.*") as process:
+        with running(url, "observe", "seen.*") as process:
             line = await first_line(app, process)
             process.send_signal(number)
             _, err = await asyncio.to_thread(process.communicate, None, PATIENCE)
@@ -314,7 +294,7 @@ async def test_observe_streams_until_it_is_told_to_stop(url: str, number: signal
 async def test_observe_shows_what_was_caused_by_what(url: str) -> None:
     async with Exchange("asker") as app:
         await app.connect(url)
-        with observing(url) as process:
+        with running(url, "observe") as process:
             await first_line(app, process)
             await app.request("compute.sum", {"a": 5, "b": 3})
             lines: list[dict[str, Any]] = []
@@ -331,7 +311,7 @@ async def test_observe_shows_what_was_caused_by_what(url: str) -> None:
 async def test_observe_ends_when_nobody_reads_any_more(url: str) -> None:
     async with Exchange("piper") as app:
         await app.connect(url)
-        with observing(url, "seen.*") as process:
+        with running(url, "observe", "seen.*") as process:
             await first_line(app, process)
             assert process.stdout is not None
             process.stdout.close()
@@ -345,7 +325,7 @@ async def test_observe_ends_when_nobody_reads_any_more(url: str) -> None:
 async def test_observe_counts_what_it_was_too_slow_for(url: str) -> None:
     async with Exchange("fast") as app:
         await app.connect(url)
-        with observing(url, "seen.*") as process:
+        with running(url, "observe", "seen.*") as process:
             await first_line(app, process)
             process.send_signal(signal.SIGSTOP)
             for _ in range(3_000):  # far more than the exchange and the connection keep for one observer
@@ -366,197 +346,97 @@ async def test_observe_says_when_the_exchange_stops() -> None:
         assert "no handlers of its own" in ready
         async with Exchange("leaver") as app:
             await app.connect(url)
-            with observing(url) as process:
+            with running(url, "observe") as process:
                 await first_line(app, process)
                 server.terminate()
                 _, err = await asyncio.to_thread(process.communicate, None, PATIENCE)
-        assert (process.returncode, err) == (3, "error: brief has stopped\n")
+        assert (process.returncode, err) == (3, f"error: the exchange at {url} has stopped\n")
 
 
-# ------------------------------------------------------------------------------------------- peers and trace
+async def test_observe_ends_after_as_many_lines_as_are_wanted(url: str) -> None:
+    async with Exchange("brief") as app:
+        await app.connect(url)
+        with running(url, "observe", "seen.*", "--max", "1") as process:
+            await first_line(app, process)
+            out, err = await asyncio.to_thread(process.communicate, None, PATIENCE)
+    assert (process.returncode, out, err) == (0, "", "")
 
 
-def _peers(url: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run(url, "peers").out.splitlines()]
+async def test_observing_is_no_event_and_no_link(url: str) -> None:
+    """Who looks at the events sees others come and go, but not those who look."""
+    with running(url, "observe", "exchange.event.peer.*") as process:
+        assert process.stdout is not None
+        reading = asyncio.create_task(asyncio.to_thread(process.stdout.readline))
+        while not reading.done():  # an observer does not say when it begins
+            async with Exchange("comes-and-goes") as app:
+                await app.connect(url)
+            await asyncio.wait({reading}, timeout=0.1)
+        lines = [json.loads(await reading)]
+        async with Exchange("speaker") as app:
+            await app.connect(url)
+            with running(url, "observe", "seen.*") as other:
+                await first_line(app, other)
+        while lines[-1]["value"] != {"id": "speaker", "reason": lines[-1]["value"].get("reason")}:
+            lines.append(json.loads(await asyncio.to_thread(process.stdout.readline)))
+    assert {line["value"]["id"] for line in lines} == {"comes-and-goes", "speaker"}
+    assert {line["name"] for line in lines} == {"exchange.event.peer.connected", "exchange.event.peer.lost"}
 
 
-async def test_peers_are_json_lines_or_a_table(url: str) -> None:
-    async with worker(url, "table-worker") as app:
-        app.subscribe("news.**", lambda msg: None)
-        lines = await asyncio.to_thread(_peers, url)
-        table = await asyncio.to_thread(_on_a_terminal, "peers", "--url", url)
-    found = next(line for line in lines if line["id"] == "table-worker")
-    handles = ["work.bytes", "work.do", "work.fail", "work.headers", "work.noted"]
-    assert found == {"id": "table-worker", "relay": False, "handles": handles, "subscribes": ["news.**"], "pending": 0}
-    assert re.search(r"^ID +RELAYS +PENDING +HANDLES +SUBSCRIBES\r?$", table, re.M)
-    assert re.search(rf"^table-worker +no +0 +{' '.join(handles)} +news\.\*\*\r?$", table, re.M)
+# --------------------------------------------------------------------------------------------------- the help
 
 
-def _on_a_terminal(*args: str) -> str:
-    main, other = pty.openpty()
-    try:
-        subprocess.run([COMMAND, *args], stdout=other, check=True, timeout=PATIENCE)
-        return os.read(main, 65_536).decode()
-    finally:
-        os.close(main)
-        os.close(other)
+def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
 
 
-async def test_trace_draws_the_tree_over_hub_and_worker(url: str) -> None:
-    async with worker(url, "traced") as app, Exchange("origin") as origin:
-        await origin.connect(url)
-        asked: list[str] = []
-
-        async def note(msg: Any) -> None:
-            asked.append(msg.id)
-
-        app.observe("work.do", note)
-        assert await origin.request("work.do", to="traced") == 3
-        drawn, raw = await asyncio.gather(
-            asyncio.to_thread(run, url, "trace", asked[0]),
-            asyncio.to_thread(run, url, "trace", asked[0], "--json"),
-        )
-    assert (drawn.code, drawn.err) == (0, "")
-    ms = r"[+-]\d+\.\d ms"
-    expected = rf"""5 messages from \d{{4}}-\d\d-\d\d .*
-request work\.do  origin → traced  origin\..*
-│  way: origin \+0\.0 ms → hub {ms} → traced {ms}
-(│  .*\n)*?│  hub {ms} forwarded to traced
-(│  .*\n)*?│  traced {ms} handled by .*worker\.<locals>\.do in \d+\.\d ms
-├─ send work\.noted  traced → traced  .*
-(│  .*\n)*?├─ request compute\.sum  traced → hub  .*
-│  │  way: traced {ms} → hub {ms}
-(│  │  .*\n)*?│  │  hub {ms} handled by compute_sum in \d+\.\d ms
-│  └─ reply compute\.sum  hub → traced .*
-(│  .*\n)*?└─ reply work\.do  traced → origin .*
-   +way: traced {ms} → hub {ms}.*
-"""
-    assert re.match(expected, drawn.out), drawn.out
-    answer = json.loads(raw.out)
-    assert answer["root"] == asked[0]
-    assert {span["name"] for span in answer["spans"]} == {"work.do", "work.noted", "compute.sum"}
-    request = next(span for span in answer["spans"] if span["id"] == asked[0])
-    assert [hop["exchange"] for hop in request["hops"]] == ["origin", "hub", "traced"]
+COMMANDS = dict(every_command(main))
+GOES_ON = {("serve",), ("handle",), ("observe",), ("state", "watch")}  # until they are told to end
 
 
-def test_a_tree_survives_what_strangers_claim() -> None:
-    span = {"name": "x\x1b[2J\n", "kind": "KIND_SEND", "from": "a", "hops": [{"exchange": "a", "at_us": 2**62}]}
-    circle = [
-        {**span, "id": "a.1.1", "causes": ["a.1.2"]},
-        {**span, "id": "a.1.2", "causes": ["a.1.1"], "events": [{"exchange": "a", "outcome": 99}]},
-        {**span, "id": "a.1.3", "causes": ["a.1.3"], "kind": 77},
-    ]
-    lines = list(tree.draw(tree.read({"root": "a.1.0", "spans": circle, "cut": True, "new": 1}, "a")))
-    assert sum("x [2J" in line for line in lines) == 3
-    assert not any(c in line.replace("\x1b[1m", "") for line in lines for c in ("\x1b[2J", "\n"))
-    chain = [{**span, "id": f"a.1.{n}", "causes": [f"a.1.{n - 1}"]} for n in range(1, 5_000)]
-    assert sum("deeper" in line for line in tree.draw(tree.read({"root": "a.1.0", "spans": chain}, "a"))) == 1
+def examples(path: tuple[str, ...]) -> list[str]:
+    """The commands in the help of a command, as a shell takes them."""
+    shown = CliRunner().invoke(main, [*path, "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    usage, _, _ = shown.output.partition("\nOptions:")
+    return [line.strip() for line in usage.splitlines()[1:] if re.match(r"  (exchange|echo) ", line)]
 
 
-@pytest.mark.parametrize("wrong", [None, "x", 7, {"spans": 1}, {"spans": [1]}, {"root": {}}, []])
-def test_an_answer_that_is_no_trace_is_said_to_be_none(wrong: Any) -> None:
-    with pytest.raises(ExchangeError, match="the answer of a is no trace"):
-        tree.read(wrong, "a")
-
-
-# ---------------------------------------------------------------------------------------------------- doctor
-
-
-def test_doctor_finds_all_well(url: str) -> None:
-    done = run(url, "doctor")
-    assert (done.code, done.err) == (0, "")
-    library, protobuf, link, health, reflection = done.out.splitlines()
-    assert re.fullmatch(r"ok   python 3\S+, exchange-grpc \S+, grpcio \S+, orjson \S+", library)
-    assert re.fullmatch(r"ok   protobuf \S+ with the backend upb", protobuf)
-    assert re.fullmatch(rf"ok   linked to hub at {url} \(python/\S+, as here\), round trip \d+\.\d\d ms", link)
-    assert health == "ok   health: SERVING"
-    assert reflection == "ok   reflection lists exchange.v1.ExchangeService"
-
-
-def test_doctor_finds_what_is_wrong(url: str) -> None:
-    server = grpc.server(ThreadPoolExecutor(1))  # one that is no exchange
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        slow, nobody, stranger = (
-            run(url, "doctor", PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="python"),
-            run("grpc://127.0.0.1:1", "doctor"),
-            run(f"127.0.0.1:{port}", "doctor"),
-        )
-    finally:
-        server.stop(None)
-    assert slow.code == 1
-    assert re.search(r"^BAD  protobuf \S+ has the backend 'python'.* unset PROTOCOL_BUFFERS_", slow.out, re.M)
-    assert "ok   health: SERVING" in slow.out  # and the other checks went on
-    for done in (nobody, stranger):
-        assert done.code == 3
-        assert re.fullmatch("BAD  .*is `exchange serve` running there.*", done.out.splitlines()[-1])
-
-
-# ----------------------------------------------------------------------------------------------------- serve
-
-
-def test_a_taken_port_and_bad_addresses(url: str) -> None:
-    taken, bad, unwritable, id = run_all(
-        url,
-        ("serve", "--grpc", url),
-        ("serve", "--grpc", "nonsense"),
-        ("serve", "--grpc", "unix:/nowhere/x.sock"),
-        ("serve", "--id", "two words"),
-    )
-    assert (taken.code, bad.code, unwritable.code, id.code) == (1, 1, 1, 2)
-    assert "taken" in taken.err
-    assert "port 0 takes a free one" in taken.err
-    assert "is no address: grpc://HOST:PORT" in bad.err
-    assert "cannot listen at unix:/nowhere/x.sock" in unwritable.err
-    assert "'two words' is no exchange id" in id.err
-
-
-def test_serve_at_a_unix_path_and_at_a_named_port(tmp_path: Path) -> None:
-    port = free_port()
-    with serving("--grpc", f"unix:{tmp_path}/x.sock") as (_, url, ready), serving("--grpc", f"localhost:{port}") as two:
-        assert re.match(r"exchange-[0-9a-f]{8} is ready at unix:/", ready)
-        assert two[1] == f"grpc://localhost:{port}"
-        path = url.removeprefix("unix:")
-        done = run_all(url, ("doctor",), ("doctor", "--url", f"unix://{path}"), ("doctor", "--url", two[1]))
-        assert [d.code for d in done] == [0, 0, 0]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_graceful(number: signal.Signals) -> None:
-    with serving("--demo", "--grpc", "127.0.0.1:0") as (server, url, _):
-        channel = grpc.insecure_channel(url.removeprefix("grpc://"))
-        door = channel.unary_unary(
-            "/exchange.v1.ExchangeService/Request",
-            request_serializer=service_pb2.RequestRequest.SerializeToString,
-            response_deserializer=service_pb2.RequestResponse.FromString,
-        )
-        ask = service_pb2.RequestRequest()
-        ask.message.name, ask.message.json = "demo.wait", b'{"seconds": 2}'
-        command = [COMMAND, "request", "demo.wait", '{"seconds": 2}', "--url", url]
-        asking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        while not _peers(url):  # the link of `asking`
-            pass
-        answer = door.future(ask)
-        time.sleep(0.3)
-        server.send_signal(number)
-        assert asking.communicate(timeout=PATIENCE)[0] == "2.0\n"
-        assert answer.result(timeout=PATIENCE).message.json == b"2.0"
-        channel.close()
-        out, err = server.communicate(timeout=PATIENCE)
-        assert (server.returncode, out) == (0, "")
-    assert "Traceback" not in err
-    file = re.search(r"demo.items reads (\S+\.sqlite3)", err)
-    assert file is not None
-    assert not Path(file[1]).parent.exists()
-
-
-def test_help_teaches_by_an_example() -> None:
-    commands = ("serve", "send", "publish", "request", "observe", "peers", "trace", "doctor")
-    all_of_it = run("", "--help")
-    assert all_of_it.code == 0
-    assert "Exit codes:" in all_of_it.out
-    assert all(command in all_of_it.out for command in commands)
+def test_the_help_lists_all_commands_and_exit_codes() -> None:
+    shown = run("", "--help")
+    assert shown.code == 0
+    assert re.findall(r"^    (\d+) ", shown.out, re.M) == ["0", "1", "2", "3", "4", "5", "6", "130"]
+    assert all(re.search(rf"^  {path[0]} ", shown.out, re.M) for path in COMMANDS)
+    assert not re.search(r"\.\.\.$", shown.out.partition("\n")[2], re.M)  # no sentence is cut
     assert CliRunner().invoke(main, ["--version"]).output.startswith("exchange, version ")
-    for command in commands:
-        assert f"\n  exchange {command}" in CliRunner().invoke(main, [command, "--help"]).output
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_the_examples_in_the_help_work(path: tuple[str, ...], tmp_path: Path) -> None:
+    found = examples(path)
+    assert len(found) >= 2
+    assert all(" ".join(("exchange", *path)) in example for example in found)
+    home = tmp_path / ".config" / "fish" / "completions"
+    home.mkdir(parents=True)
+    wanted = [example for example in found if path not in GOES_ON or "--max" in example]
+    if path == ("state",):
+        wanted = [example for example in wanted if "watch" not in example]
+    if not wanted:
+        return
+    with serving("--demo", "--grpc", "127.0.0.1:0") as (_, url, _):
+        for example in wanted:
+            if shutil.which("jq") is None:
+                example = example.partition(" | jq")[0]
+            ended = subprocess.run(
+                ["bash", "-c", f"set -eo pipefail; {example.replace('grpc://127.0.0.1:50051', url)}"],
+                capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path,
+                env={
+                    **os.environ,
+                    "EXCHANGE_URL": url,
+                    "HOME": str(tmp_path),
+                    "PATH": f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}",
+                },
+            )  # fmt: skip
+            assert (ended.returncode, ended.stderr) == (0, ""), example

@@ -4,7 +4,9 @@
     echo          the value that came
     demo.items    rows of a real SQLite file; {"table": "items", "limit": 3} says how many
     demo.wait     {"seconds": 2} -> answers after so long: to try deadlines, cancelling, stopping
+    demo.count    {"to": 3} -> 1, then 2, then 3, for `request-many`; {"to": 3, "seconds": 0.5} waits before each
 
+Its state, exported to all, is what `compute.sum` keeps, and a `goal` that may be set, with `reached`.
 Nothing here outlives the process: the file is in a temporary directory of its own.
 """
 
@@ -12,20 +14,29 @@ import asyncio
 import logging
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import Refused
-from .message import Message
-from .tasks import State
+from .. import Message, Refused, State
 
 Handlers = dict[str, Callable[..., Any]]
-log = logging.getLogger(__name__)
+log = logging.getLogger("exchange_grpc")
 
 LARGEST_SUM = 2**53  # up to here every JSON reader keeps the last digit
 LONGEST_WAIT = 60.0  # seconds: a demo is no place to park requests
+LARGEST_COUNT = 10_000
+
+STATE: Mapping[str, Any] = {
+    "total": 0,
+    "count": 0,
+    "mean": lambda s: s.total / s.count if s.count else None,
+    "goal": 100,
+    "reached": lambda s: s.total >= s.goal,
+}
+EXPORTS = tuple(STATE)
+ACCEPTS = ("goal",)
 
 ITEMS = (
     ("lantern", 24.5, 12),
@@ -37,19 +48,20 @@ ITEMS = (
 )
 
 
-def state() -> dict[str, Any]:
-    """The reactive values behind `compute.sum`."""
-    return {"total": 0, "count": 0, "mean": lambda s: s.total / s.count if s.count else None}
-
-
 @contextmanager
 def handlers() -> Iterator[Handlers]:
-    """Names and functions for an Exchange that has the values of `state`; their file is gone afterwards."""
+    """Names and functions for an Exchange that has the values of `STATE`; their file is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="exchange-demo-") as directory:
         path = Path(directory) / "items.sqlite3"
         _create(path)
         log.info("demo.items reads %s, which is removed at stop", path)
-        yield {"compute.sum": compute_sum, "echo": echo, "demo.items": items_of(path), "demo.wait": wait}
+        yield {
+            "compute.sum": compute_sum,
+            "echo": echo,
+            "demo.items": items_of(path),
+            "demo.wait": wait,
+            "demo.count": count,
+        }
 
 
 async def compute_sum(msg: Message, sig: Any, state: State) -> int | float:
@@ -77,6 +89,22 @@ async def wait(msg: Message) -> float:
         raise Refused(f'demo.wait takes {{"seconds": 2}}, at most {LONGEST_WAIT:g}')
     await asyncio.sleep(seconds)
     return float(seconds)
+
+
+async def count(msg: Message) -> AsyncIterator[int]:
+    """One reply for each number."""
+    wanted = {"to": 3} if msg.value is None else msg.value
+    to, seconds = (wanted.get("to"), wanted.get("seconds", 0)) if isinstance(wanted, dict) else (None, 0)
+    if (
+        type(to) is not int
+        or not 0 <= to <= LARGEST_COUNT
+        or not _is_number(seconds)
+        or not 0 <= seconds <= LONGEST_WAIT
+    ):
+        raise Refused(f'demo.count takes {{"to": 3, "seconds": 0.5}}, to at most {LARGEST_COUNT}')
+    for number in range(1, to + 1):
+        await asyncio.sleep(seconds)
+        yield number
 
 
 def items_of(path: Path) -> Callable[[Message], list[dict[str, Any]]]:

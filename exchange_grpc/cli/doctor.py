@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
+import click
 import google.protobuf
 import grpc
 from google.protobuf.internal import api_implementation
@@ -16,9 +17,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from exchange.v1 import service_pb2
 
-from .console import FAILED, UNREACHABLE, Failed, doors, fail, full_url, linked, run
-from .tree import plain
-from .version import AGENT, VERSION
+from ..version import AGENT, VERSION
+from .console import FAILED, UNREACHABLE, Failed, doors, fail, full_url, linked, run, url_option
+from .pretty import plain
 
 CHECK_SECONDS = 5.0  # for each question
 ROUND_TRIPS = 20
@@ -102,3 +103,21 @@ def _asked(question: Callable[[], Any], what: str) -> Any:
 
 
 CHECKS: tuple[Callable[[str], str], ...] = (_library, _protobuf, _link, _health, _reflection)
+
+
+@click.command()
+@url_option
+def doctor(url: str) -> None:
+    """Check this installation, the exchange, and the way to it.
+
+    \b
+    exchange doctor
+    exchange doctor --url grpc://127.0.0.1:50051
+
+    One line for each check, with what to do about it. The exit code is not 0 if something is wrong.
+    """
+    worst = 0
+    for code, text in examine(url):
+        worst = max(worst, code)
+        click.echo(f"{click.style('BAD', fg='red') if code else click.style('ok ', fg='green')}  {text}")
+    sys.exit(worst)
