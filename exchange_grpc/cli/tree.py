@@ -169,7 +169,8 @@ def _branch(
 
 def head(span: Span) -> str:
     """A message in one line: what it is, from whom to whom."""
-    to = span.to or next((event.exchange for event in span.events if event.outcome == "handled"), "")
+    ran = (event.exchange for event in span.events if event.outcome == "handled" or event.duration_us)
+    to = span.to or next(ran, "")
     name = click.style(plain(span.name), bold=True)
     way = f"{plain(span.from_)} → {plain(to) or 'whoever takes it'}"
     return f"{span.kind} {name}  {way}  {click.style(plain(span.id), dim=True)}"
