@@ -16,7 +16,8 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     handlers, observers         what runs; what looks on
     transports, links           what carries; who is linked
     system, service             what every exchange answers; gRPC doors for callers who are none
-    replies, remote             the replies of many; the state of another exchange
+    replies                     the replies of many
+    remote, mirror              the state of another exchange; values that follow it
     exchange                    all of it together, and the only loop
     blocking                    a client for scripts and notebooks
     cli                         the command line, a room of its own

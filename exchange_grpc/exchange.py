@@ -49,6 +49,7 @@ from .limits import (
 )
 from .links import Links
 from .message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
+from .mirror import Mirror
 from .observers import LOG_EVENT, LogEvents, Observers
 from .patterns import RESERVED, check_id, check_name, is_pattern
 from .reactive import Transaction
@@ -184,6 +185,7 @@ class Exchange:
         self._listeners: list[Listener] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._replies: dict[str, Replies] = {}
+        self._mirrors: set[Mirror] = set()
         self._dispatching: dict[str, asyncio.Future[None]] = {}
         self._log: LogEvents | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -345,6 +347,32 @@ class Exchange:
     def state_of(self, exchange: str) -> RemoteState:
         """What another exchange, anywhere in the mesh, shares of its state."""
         return RemoteState(check_id(exchange), self.request, self.request_many)
+
+    async def mirror(self, exchange: str, names: Mapping[str, str]) -> Remove:
+        """Let plain values of the state follow exported ones of another exchange: `mirror("stock", {"ropes": "left"})`.
+
+        Returns once they are as they are there, a function that ends it. Afterwards each change there is a
+        transaction here, with the cause that it has there. They stay as they are while the other is out of reach,
+        and then follow again. Raises UnknownName and StateError for names that cannot be set here, Refused
+        (`NOT_EXPORTED`) for those that cannot be watched there, other RequestErrors if it cannot be asked.
+        """
+        self._enter()
+        for name in names.values():
+            if self.state.is_computed(name):
+                raise StateError(f"{name!r} is a computed value and cannot be set, so it cannot follow another")
+        mirror = Mirror(self.state_of(exchange), self.state, names)
+        self._mirrors.add(mirror)
+        try:
+            await mirror.start()
+        except BaseException:
+            self._mirrors.discard(mirror)
+            raise
+
+        def remove() -> None:
+            self._mirrors.discard(mirror)
+            mirror.stop()
+
+        return remove
 
     async def trace(self, id: str) -> dict[str, Any]:
         """All that is known of the message `id` and of those with the same root, here and where they have been.
@@ -923,6 +951,9 @@ class Exchange:
         self._enter()
         for listener in self._listeners:
             await listener.stopping()
+        for mirror in self._mirrors:
+            mirror.stop()
+            await mirror.stopped()
         self._changes.close(Refused(f"{self.id} stops", code=Code.UNAVAILABLE, reason="STOPPING"))
         await self._handlers.wait(STOP_SECONDS)
         await self._links.close()

@@ -47,6 +47,7 @@ WATCHERS = 10_000  # watches of the state at once
 REPLIES = 4_096  # of a request to many, waiting for whoever asked; beyond that it is withdrawn
 REPLIES_BYTES = 64 * 2**20  # the same in bytes
 TRACE_ANSWER_BYTES = 2**20  # what one exchange tells of one trace
+MIRROR_PAUSE_SECONDS = 1.0  # at most, before a mirror whose watch has ended watches again
 TRACE_SECONDS = 2.0  # how long the others are asked about a trace
 TRACE_EXCHANGES = 64  # how many of them
 OBSERVER_QUEUE = 1_024  # messages that wait for one slow observer; beyond that they are counted, not kept

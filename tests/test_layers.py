@@ -15,8 +15,9 @@ PACKAGE = Path(exchange_grpc.__file__).parent
 ORDER = [
     "errors", "kernel", "limits", "version", "patterns", "payload", "message", "frames", "wire", "ledger", "traces",
     "graph", "reactive", "changes", "tasks", "peer", "discovery", "scatter", "routing",
-    "handlers", "observers", "replies", "remote", "transports", "transports.link", "transports.local", "links",
-    "system", "service", "transports.grpc", "blocking", "exchange", "__init__",
+    "handlers", "observers", "replies", "remote", "mirror",
+    "transports", "transports.link", "transports.local", "links", "system",
+    "service", "transports.grpc", "blocking", "exchange", "__init__",
     "cli.pretty", "cli.console", "cli.logs", "cli.demo", "cli.config", "cli.serve", "cli.child", "cli.handle",
     "cli.talk", "cli.observe", "cli.look", "cli.state", "cli.tree", "cli.reason", "cli.explain", "cli.bench",
     "cli.doctor", "cli.completion", "cli",

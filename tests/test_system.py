@@ -781,3 +781,88 @@ async def test_a_thousand_watchers_at_the_door(local: World) -> None:
     for channel in channels:
         await channel.close()
     await until(lambda: home._changes.watches == 0)
+
+
+# --------------------------------------------------------------------------------------------------- mirrors
+
+
+async def test_a_mirror_follows_and_why_goes_on_behind_it(world: World) -> None:
+    home, guest = shared(world)
+    client = world.exchange("client")
+    hub = world.exchange("hub", relay=True)
+    for exchange in (home, guest, client):
+        await world.link(exchange, hub)
+    mine = world.exchange("mine", state={"n": 0, "m": 0, "sum": lambda s: s.n + s.m})
+    await world.link(mine, hub)
+    remove = await mine.mirror("home", {"n": "n", "double": "m"})
+    assert dict(mine.state) == {"n": 1, "m": 2, "sum": 3}
+    seen: list[int] = []
+    mine.state.subscribe("sum", seen.append)
+    set_ = await client.state_of("home").set("n", 5)
+    await until(lambda: seen[-1] == 15)
+    assert seen == [3, 15]  # never partial
+    why = await mine.why("sum")
+    assert [change["name"] for change in why["transaction"]["changes"]] == ["sum", "m", "n"]
+    assert (why["transaction"]["cause"], why["transaction"]["handler"]) == (set_.cause, "the mirror of home")
+    assert why["trace"]["spans"][0]["from"] == "client"
+    assert why["answer"].endswith(f"by the mirror of home for exchange.state.set {set_.cause} from client")
+    remove()
+    await until(lambda: home._changes.watches == 0)
+    home.state.n = 6
+    assert mine.state.n == 5
+
+
+async def test_a_mirror_comes_back_when_the_other_does(local: World) -> None:
+    mine = local.exchange("mine", state={"n": 0})
+    for n in (3, 4):
+        home = Exchange("home", state={"n": n}, exports=["n"])
+        await mine.connect(home)
+        if n == 3:
+            await mine.mirror("home", {"n": "n"})
+        await until(lambda n=n: mine.state.n == n)
+        await home.close()
+        assert mine.state.n == n
+
+
+async def test_what_cannot_be_mirrored_is_said(local: World) -> None:
+    home, guest = shared(local)
+    await local.link(guest, home)
+    mine = local.exchange("mine", state={"n": 0, "computed": lambda s: s.n})
+    await local.link(mine, home)
+    with pytest.raises(UnknownName):
+        await mine.mirror("home", {"n": "nothing"})
+    with pytest.raises(StateError, match="'computed' is a computed value"):
+        await mine.mirror("home", {"n": "computed"})
+    with pytest.raises(Refused) as caught:
+        await mine.mirror("home", {"secret": "n"})
+    assert caught.value.reason == "NOT_EXPORTED"
+    with pytest.raises(Unhandled):
+        await mine.mirror("nowhere", {"n": "n"})
+    assert not mine._mirrors
+
+
+async def test_a_mirror_goes_on_behind_a_computed_value_that_fails(
+    local: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    home, _ = shared(local)
+    mine = local.exchange("mine", state={"n": 1, "inverse": lambda s: 1 / s.n})
+    await local.link(mine, home)
+    await mine.mirror("home", {"n": "n"})
+    home.state.n = 0
+    await until(lambda: "the mirror of home cannot set what changed there" in caplog.text)
+    assert dict(mine.state) == {"n": 1, "inverse": 1}
+    home.state.n = 4
+    await until(lambda: mine.state.n == 4)
+
+
+@pytest.mark.parametrize("answer", [None, 5, [], {}, {"state": 5}, {"state": {"name": "n"}}, {"states": [1]}])
+async def test_a_strange_answer_is_an_error_of_ours(local: World, answer: Any) -> None:
+    home, guest = shared(local)
+    peer = await local.link(guest, home)
+    for name in ("get", "watch"):
+        del home._handlers._handlers[f"exchange.state.{name}"]
+        home._handlers.handle(f"exchange.state.{name}", lambda: answer, system=True)
+    with pytest.raises(RequestError, match=r"is no state|ended"):
+        await peer.state.get("n")
+    with pytest.raises(RequestError, match=r"is no state|ended"):
+        await anext(peer.state.watch("n"))
