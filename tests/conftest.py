@@ -1,4 +1,4 @@
-"""What tests of every module share: the tools beside Python, and real input."""
+"""What tests of every module share: the tools beside Python, real input, and a world of exchanges."""
 
 import json
 import os
@@ -6,11 +6,12 @@ import random
 import shutil
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from world import World, world_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = (ROOT / ".tools" / "bin", Path(sys.executable).parent)  # asked before PATH: here the versions are pinned
@@ -31,6 +32,22 @@ def _require_tool(name: str) -> str:
     if os.environ.get("EXCHANGE_REQUIRE_ALL") == "1":
         pytest.fail(f"EXCHANGE_REQUIRE_ALL=1, and {missing}", pytrace=False)
     pytest.skip(missing)
+
+
+@pytest.fixture(params=["local", "grpc"])
+async def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A world whose links are of one kind, then of the other."""
+    monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)  # some handlers hang on purpose
+    async with world_of(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A world within the process, where the kind of link does not matter."""
+    monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)
+    async with world_of("local") as made:
+        yield made
 
 
 WEBHOOKS = 200

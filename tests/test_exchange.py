@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -36,20 +35,6 @@ from exchange_grpc import (
     Unhandled,
 )
 from exchange_grpc.version import AGENT
-
-
-@pytest.fixture(params=["local", "grpc"])
-async def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)  # some handlers here hang on purpose
-    async with world_of(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)
-    async with world_of("local") as made:
-        yield made
 
 
 class Inbox:

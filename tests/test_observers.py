@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from world import World, soon, until, world_of
+from world import World, soon, until
 
 from exchange_grpc import DeadlineExceeded, Exchange, HandlerFailed, Refused, RequestError, Unhandled
 from exchange_grpc.handlers import current
@@ -52,12 +52,6 @@ async def observers(pool: ThreadPoolExecutor) -> AsyncIterator[Observers]:
     yield made
     await soon(made.close())
     assert asyncio.all_tasks() <= before | {asyncio.current_task()}, "nothing is left"
-
-
-@pytest.fixture
-async def local() -> AsyncIterator[World]:
-    async with world_of("local") as made:
-        yield made
 
 
 def show(observers: Observers, *shown: Message, seen: Seen = Seen.RECEIVED) -> None:

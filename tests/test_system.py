@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from world import World, soon, until, world_of
+from world import World, soon, until
 
 from exchange.v1 import service_pb2, service_pb2_grpc
 from exchange_grpc import (
@@ -29,21 +29,6 @@ from exchange_grpc import (
     UnknownName,
 )
 from exchange_grpc.version import AGENT
-
-
-@pytest.fixture(params=["local", "grpc"])
-async def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)
-    async with world_of(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-async def local(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)
-    async with world_of("local") as made:
-        yield made
-
 
 # ------------------------------------------------------------------------------------------------ who is here
 
