@@ -28,7 +28,8 @@ def _require_tool(name: str) -> str:
     path = shutil.which(name, path=os.pathsep.join([*map(str, TOOLS), os.environ.get("PATH", "")]))
     if path is not None:
         return path
-    missing = f"{name} is not in .tools/bin, beside python or on PATH (`make test` builds grpcurl where there is Go)"
+    hint = " (`make test` builds it where there is Go)" if name == "grpcurl" else ""
+    missing = f"{name} is not in .tools/bin, beside python or on PATH{hint}"
     if os.environ.get("EXCHANGE_REQUIRE_ALL") == "1":
         pytest.fail(f"EXCHANGE_REQUIRE_ALL=1, and {missing}", pytrace=False)
     pytest.skip(missing)
