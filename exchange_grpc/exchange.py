@@ -208,6 +208,8 @@ class Exchange:
         )
         self.state = State(dict(state or {}), kernel=self.kernel, cause=_current_id)
         self.kernel.state = self.state
+        if isinstance(exports, str) or isinstance(accepts, str):
+            raise TypeError('exports and accepts are lists of names: exports=["total"]')
         exported, accepted = frozenset(exports), frozenset(accepts)
         self._check_shared(exported, accepted)
         self._changes = Changes(self.state, self.epoch)
@@ -224,19 +226,19 @@ class Exchange:
             run=self._run,
         )
         self._system = System(
-            self.id,
-            exported,
-            accepted,
-            self.state,
-            self._changes,
-            self._ledger,
-            self._router,
-            self._handlers,
-            self._observers,
-            self._links,
-            self._now,
-            self.request,
-            self.request_many,
+            id=self.id,
+            exports=exported,
+            accepts=accepted,
+            state=self.state,
+            changes=self._changes,
+            ledger=self._ledger,
+            router=self._router,
+            handlers=self._handlers,
+            observers=self._observers,
+            links=self._links,
+            now=self._now,
+            ask=self.request,
+            ask_many=self.request_many,
         )
         self._system.install()
         self._ledger.bad_end = self._ended_badly

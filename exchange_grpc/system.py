@@ -42,7 +42,7 @@ Ask = Callable[..., Awaitable[Any]]  # as Exchange.request
 AskMany = Callable[..., AsyncIterator[Message]]  # as Exchange.request_many
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, kw_only=True)
 class System:
     """The system of one exchange: everything that it is made of, and how to ask others."""
 

@@ -605,6 +605,8 @@ async def test_what_is_shared_must_be_there() -> None:
         Exchange("app", state=state, accepts=["double"])
     with pytest.raises(InvalidMessage):
         Exchange("app", state=state, exports=["no name"])
+    with pytest.raises(TypeError, match="lists of names"):
+        Exchange("app", state=state, exports="n")
 
 
 async def test_a_failing_subscriber_does_not_undo_what_was_set(local: World) -> None:
