@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("kernel", "state")
+BENCHMARKS = ("kernel", "state", "messages", "observe")
 
 
 def main(names: list[str]) -> int:

@@ -52,7 +52,8 @@ TRACE_SECONDS = 2.0  # how long the others are asked about a trace
 TRACE_EXCHANGES = 64  # how many of them
 OBSERVER_QUEUE = 1_024  # messages that wait for one slow observer; beyond that they are counted, not kept
 OBSERVER_QUEUE_BYTES = 8 * 2**20  # the same in bytes of payloads
-OBSERVER_RATE = 500  # messages a second shown by the door `Observe`, on average: more would slow down those who work
+OBSERVER_RATE = 300  # messages a second shown by the door `Observe`, on average: more would slow down those who work
+OBSERVER_BURST = 200  # that many at once, after a while with fewer
 OBSERVER_PAUSE_SECONDS = 0.1  # between two calls of plain functions that observe: threads hold up the loop
 
 # How much waits on a link, and how much leaves it in one write.

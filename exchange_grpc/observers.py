@@ -16,7 +16,14 @@ from math import inf
 from typing import Any
 
 from .handlers import Function, Invocation, Registered, added, current, missed, register
-from .limits import DRAIN_SECONDS, OBSERVER_PAUSE_SECONDS, OBSERVER_QUEUE, OBSERVER_QUEUE_BYTES, RECORDED_TEXT
+from .limits import (
+    DRAIN_SECONDS,
+    OBSERVER_BURST,
+    OBSERVER_PAUSE_SECONDS,
+    OBSERVER_QUEUE,
+    OBSERVER_QUEUE_BYTES,
+    RECORDED_TEXT,
+)
 from .message import Message, Seen
 from .patterns import RESERVED, PatternMap
 
@@ -99,7 +106,7 @@ class Backlog:
         self._waiting: deque[tuple[Message, Seen]] = deque()
         self._bytes = 0
         self._rate, self._now = rate, now
-        self._may_come, self._since = float(OBSERVER_QUEUE), now()
+        self._may_come, self._since = float(OBSERVER_BURST), now()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -121,7 +128,7 @@ class Backlog:
     def _may_pass(self) -> bool:
         if self._may_come < 1:
             now = self._now()
-            self._may_come = min(OBSERVER_QUEUE, self._may_come + (now - self._since) * self._rate)
+            self._may_come = min(OBSERVER_BURST, self._may_come + (now - self._since) * self._rate)
             self._since = now
             if self._may_come < 1:
                 return False

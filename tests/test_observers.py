@@ -300,7 +300,7 @@ def test_a_backlog_is_bounded_in_bytes_but_takes_one(monkeypatch: pytest.MonkeyP
 
 
 def test_a_backlog_with_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.observers.OBSERVER_QUEUE", 10)
+    monkeypatch.setattr("exchange_grpc.observers.OBSERVER_BURST", 10)
     now = 100.0
     backlog = Backlog(2.0, lambda: now)
 

@@ -415,7 +415,10 @@ async def test_a_call_that_ends_cancels_the_handler(stub: Any, hub: Exchange, ho
     await asyncio.wait_for(ended.wait(), 5)
 
 
-async def test_observers_see_the_same_and_a_slow_one_is_told_what_it_missed(stub: Any, hub: Exchange) -> None:
+async def test_observers_see_the_same_and_a_slow_one_is_told_what_it_missed(
+    stub: Any, hub: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exchange_grpc.service.OBSERVER_RATE", 1e9)
     fast, slow = (stub.Observe(service_pb2.ObserveRequest(pattern="echo")) for _ in range(2))
     for call in (fast, slow):
         await call.initial_metadata()
