@@ -185,24 +185,32 @@ class Client:
         """
         return self._ask("exchange.trace", {"id": id})
 
-    def why(self, key: str) -> dict[str, Any]:
+    def why(self, key: str, *, of: str = "") -> dict[str, Any]:
         """Why the exported state name `key` has its value, or what became of the message `key`.
 
             ex.why("total")["answer"]
 
-        The shape is `WhyResponse` in service.proto, as JSON. Raises Refused if there is no such key.
+        `of` is the id of another exchange whose state is meant. The shape is `WhyResponse` in service.proto, as
+        JSON. Raises Refused if there is no such key.
         """
-        return self._ask("exchange.why", {"key": key})
+        return self._ask("exchange.why", {"key": key}, of=of)
 
-    def describe(self) -> dict[str, Any]:
-        """What the exchange is, handles, exports and is linked to: `DescribeResponse` as JSON."""
-        return self._ask("exchange.describe")
+    def describe(self, *, of: str = "") -> dict[str, Any]:
+        """What the exchange, or another one, is, handles, exports and is linked to: `DescribeResponse` as JSON."""
+        return self._ask("exchange.describe", of=of)
+
+    def state_of(self, exchange: str) -> "ClientState":
+        """The state of another exchange, anywhere in the mesh: `state` is that of the one we are connected to.
+
+        ex.state_of("stock").get("ropes").value
+        """
+        return ClientState(self, check_id(exchange))
 
     # ------------------------------------------------------------------------------------------- inside
 
-    def _ask(self, name: str, value: Any = None, *, timeout: float | None = None) -> dict[str, Any]:
+    def _ask(self, name: str, value: Any = None, *, of: str = "", timeout: float | None = None) -> dict[str, Any]:
         """The answer of the exchange itself. Its doors for these say values as doubles; its messages do not."""
-        answer = self.request(name, value, timeout=timeout)
+        answer = self.request(name, value, to=of, timeout=timeout)
         if not isinstance(answer, dict) or not isinstance(answer.get("exchange"), str):
             raise ExchangeError(f"the answer to {name} is not one of an exchange")
         return answer
@@ -210,14 +218,6 @@ class Client:
     def _meet(self, timeout: float | None = None) -> None:
         about = self._ask("exchange.describe", timeout=timeout)
         self.id, self._epoch = about["exchange"], about.get("epoch", 0)
-
-    def _state_value(self, packed: service_pb2.StateValue, *, snapshot: bool = True) -> StateValue:
-        if packed.epoch != self._epoch:  # it was started anew, perhaps under another id
-            self._meet()
-        value = decode_json(packed.json)
-        return StateValue(
-            self.id, packed.name, value, packed.revision, packed.epoch, packed.cause, packed.transaction, snapshot
-        )
 
     def _call(self, method: Callable[..., T], request: Any, timeout: float | None = REQUEST_SECONDS) -> T:
         """What a door answers: interrupted by Ctrl-C, gRPC withdraws the call."""
@@ -230,13 +230,14 @@ class Client:
 
 
 class ClientState:
-    """The state of the exchange: what it exports can be read and watched, what it accepts can be set."""
+    """The state of an exchange: what it exports can be read and watched, what it accepts can be set."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, of: str = "") -> None:
         self._client = client
+        self._of = of
 
     def __repr__(self) -> str:
-        return f"<state of {self._client.id or '?'}>"
+        return f"<state of {self._of or self._client.id or '?'}>"
 
     def get(self, name: str) -> StateValue:
         """What stands there now: `.value`, with its `.revision` and the id of the message that was its `.cause`.
@@ -245,8 +246,8 @@ class ClientState:
 
         Raises Refused (NOT_EXPORTED) if there is no such name for us.
         """
-        request = _made(service_pb2.GetStateRequest, name=name, as_json=True)
-        return self._client._state_value(self._client._call(self._client._stub.GetState, request).state)
+        request = _made(service_pb2.GetStateRequest, name=name, as_json=True, exchange=self._of)
+        return self._value(self._client._call(self._client._stub.GetState, request).state)
 
     def set(self, name: str, value: Any, *, expected: int | None = None) -> StateValue:
         """Set a name, and return what stands there now.
@@ -257,8 +258,14 @@ class ClientState:
         With `expected` only if that is the revision still: else Refused (REVISION). Raises Refused
         (NOT_ACCEPTED) if that name is not ours to set.
         """
-        request = _made(service_pb2.SetStateRequest, name=name, json=encode_json(value), expected_revision=expected)
-        return self._client._state_value(self._client._call(self._client._stub.SetState, request).state)
+        request = _made(
+            service_pb2.SetStateRequest,
+            name=name,
+            json=encode_json(value),
+            expected_revision=expected,
+            exchange=self._of,
+        )
+        return self._value(self._client._call(self._client._stub.SetState, request).state)
 
     def watch(self, *names: str) -> "Changes":
         """These names, or all that are exported: first as they are (`.snapshot`), then after every change.
@@ -269,11 +276,26 @@ class ClientState:
 
         No change is left out: who reads too slowly gets Refused (SLOW), and begins again with a snapshot.
         """
-        request = _made(service_pb2.WatchStateRequest, names=names, as_json=True)
+        request = _made(service_pb2.WatchStateRequest, names=names, as_json=True, exchange=self._of)
         call = self._client._call(self._client._stub.WatchState, request, None)
-        changes = Changes(self._client, call, ", ".join(names) or "all that is exported")
+        changes = Changes(self, self._client, call, ", ".join(names) or "all that is exported")
         changes._fill()  # the snapshot, or why there is none
         return changes
+
+    def _value(self, packed: service_pb2.StateValue, *, snapshot: bool = True) -> StateValue:
+        if packed.epoch != self._client._epoch and not self._of:  # it was started anew, perhaps under another id
+            self._client._meet()
+        value = decode_json(packed.json)
+        return StateValue(
+            self._of or self._client.id,
+            packed.name,
+            value,
+            packed.revision,
+            packed.epoch,
+            packed.cause,
+            packed.transaction,
+            snapshot,
+        )
 
 
 class Stream(ABC, Generic[T]):
@@ -369,9 +391,13 @@ class Observation(Stream[tuple[Message, Seen]]):
 class Changes(Stream[StateValue]):
     """State names with their values: see `ClientState.watch`."""
 
+    def __init__(self, state: ClientState, client: Client, call: Any, what: str) -> None:
+        self._state = state
+        super().__init__(client, call, what)
+
     def _read(self, response: service_pb2.WatchStateResponse) -> Iterator[StateValue]:
         for packed in response.states:
-            yield self._client._state_value(packed, snapshot=response.snapshot)
+            yield self._state._value(packed, snapshot=response.snapshot)
 
 
 def _packed(kind: Kind, name: str, value: Any, to: str, headers: Mapping[str, str]) -> wire.Packed:

@@ -29,7 +29,7 @@ from .errors import Code, InvalidMessage, Refused, RequestError
 from .limits import OBSERVER_RATE, REQUEST_SECONDS
 from .message import Kind, Message, Seen, encode_value
 from .observers import Backlog
-from .patterns import SET
+from .patterns import SET, check_id
 from .payload import JSON, NULL, decode_json, encode_json
 from .transports import Host
 
@@ -103,7 +103,7 @@ class Doors:
         return _as_proto(await self._ask("exchange.trace", question, context), service_pb2.TraceResponse())
 
     async def _why(self, request: service_pb2.WhyRequest, context: Any) -> Proto:
-        said = await self._ask("exchange.why", {"key": request.key}, context)
+        said = await self._ask("exchange.why", {"key": request.key}, context, request.exchange)
         if not _is_exact(said.get("value")):
             del said["value"]
         for change in said.get("transaction", {}).get("changes", ()):
@@ -111,10 +111,12 @@ class Doors:
         return _as_proto(said, service_pb2.WhyResponse())
 
     async def _describe(self, request: service_pb2.DescribeRequest, context: Any) -> Proto:
-        return _as_proto(await self._ask("exchange.describe", None, context), service_pb2.DescribeResponse())
+        return _as_proto(
+            await self._ask("exchange.describe", None, context, request.exchange), service_pb2.DescribeResponse()
+        )
 
     async def _get_state(self, request: service_pb2.GetStateRequest, context: Any) -> Proto:
-        said = await self._ask("exchange.state.get", {"name": request.name}, context)
+        said = await self._ask("exchange.state.get", {"name": request.name}, context, request.exchange)
         return service_pb2.GetStateResponse(state=self._state(said["state"], as_json=request.as_json))
 
     async def _set_state(self, request: service_pb2.SetStateRequest, context: Any) -> Proto:
@@ -123,13 +125,13 @@ class Doors:
         question: dict[str, Any] = {"name": request.name, "value": decode_json(value)}
         if request.HasField("expected_revision"):
             question["expected_revision"] = request.expected_revision
-        said = await self._ask(SET, question, context)
+        said = await self._ask(SET, question, context, request.exchange)
         return service_pb2.SetStateResponse(state=self._state(said["state"], as_json=as_json))
 
     async def _watch_state(
         self, request: service_pb2.WatchStateRequest, context: Any
     ) -> AsyncIterator[service_pb2.WatchStateResponse]:
-        question = self._question("exchange.state.watch", {"names": list(request.names)})
+        question = self._question("exchange.state.watch", {"names": list(request.names)}, request.exchange)
         replies = self._host.relay_many(question, inf)
         try:
             async for reply in replies:
@@ -154,17 +156,17 @@ class Doors:
             raise Refused(text, code=Code.OUT_OF_RANGE, reason="ANSWER", at=self._host.id) from None
         return said
 
-    async def _ask(self, name: str, value: Any, context: Any) -> Any:
-        """What this exchange answers to a question about itself."""
+    async def _ask(self, name: str, value: Any, context: Any, to: str = "") -> Any:
+        """What this exchange, or another, answers to a question about itself."""
         timeout = min(context.time_remaining() or REQUEST_SECONDS, REQUEST_SECONDS)
-        reply = await self._host.relay_request(self._question(name, value), timeout)
+        reply = await self._host.relay_request(self._question(name, value, to), timeout)
         if reply.error is not None:
             raise reply.error
         return reply.value
 
-    def _question(self, name: str, value: Any) -> Message:
-        payload = encode_json(value)
-        return Message("", name, Kind.REQUEST, "", to=self._host.id, payload=payload, deadline=inf)
+    def _question(self, name: str, value: Any, to: str) -> Message:
+        to = check_id(to) if to else self._host.id
+        return Message("", name, Kind.REQUEST, "", to=to, payload=encode_json(value), deadline=inf)
 
     async def _observe(
         self, request: service_pb2.ObserveRequest, context: Any

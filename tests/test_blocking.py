@@ -100,6 +100,12 @@ class Hub:
 
         return app, await app.listen("grpc://127.0.0.1:0")
 
+    async def behind(self) -> Exchange:
+        """An exchange that is linked to it."""
+        app = Exchange("behind", state={"deep": 1}, exports=["deep"], accepts=["deep"])
+        await app.connect(self.app)
+        return app
+
     def observers(self) -> int:
         """How many observe it now."""
         return int(self.run(self.app.request("exchange.stats"))["observers"])
@@ -666,6 +672,28 @@ def test_an_exchange_that_was_started_anew_is_asked_who_it_is(fake: Fake) -> Non
 
 
 # --------------------------------------------------------------------------------------------- explanations
+
+
+def test_another_exchange_is_reached_behind_the_one_we_are_connected_to(hub: Hub, ex: Client) -> None:
+    behind = hub.run(hub.behind())
+    try:
+        state = ex.state_of("behind")
+        assert repr(state) == "<state of behind>"
+        assert (state.get("deep").exchange, state.get("deep").value) == ("behind", 1)
+        with state.watch() as changes:
+            assert next(changes).value == 1
+            assert state.set("deep", 2, expected=0).revision == 1
+            assert (next(changes).exchange, state.get("deep").value) == ("behind", 2)
+        assert ex.why("deep", of="behind")["value"] == 2
+        assert ex.describe(of="behind")["accepts"] == ["deep"]
+        with pytest.raises(Refused):
+            ex.state.get("deep")
+        with pytest.raises(Unhandled):
+            ex.state_of("nobody").get("deep")
+        with pytest.raises(InvalidMessage):
+            ex.state_of("no id")
+    finally:
+        hub.run(behind.close())
 
 
 def test_why_and_describe_are_plain_and_exact(ex: Client) -> None:

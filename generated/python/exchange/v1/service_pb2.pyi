@@ -458,16 +458,20 @@ class WhyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
+    EXCHANGE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """A state name, or the id of a message."""
+    exchange: _builtins.str
+    """The id of the exchange that is meant, anywhere in the mesh. Empty: the one that is called."""
     def __init__(
         self,
         *,
         key: _builtins.str = ...,
+        exchange: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange", "key", b"key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -627,19 +631,23 @@ class GetStateRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     AS_JSON_FIELD_NUMBER: _builtins.int
+    EXCHANGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """An exported name."""
     as_json: _builtins.bool
     """The value is wanted as `json`."""
+    exchange: _builtins.str
+    """The id of the exchange that is meant, anywhere in the mesh. Empty: the one that is called."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         as_json: _builtins.bool = ...,
+        exchange: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_json", b"as_json", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_json", b"as_json", "exchange", b"exchange", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -729,12 +737,15 @@ class SetStateRequest(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     JSON_FIELD_NUMBER: _builtins.int
+    EXCHANGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """An accepted name."""
     expected_revision: _builtins.int
     """Set only if this is the revision now: otherwise ABORTED."""
     json: _builtins.bytes
     """Its new value as UTF-8 JSON, in place of `value`. The answer then comes as `json` too."""
+    exchange: _builtins.str
+    """The id of the exchange that is meant, anywhere in the mesh. Empty: the one that is called."""
     @_builtins.property
     def value(self) -> _struct_pb2.Value:
         """Its new value. Absent, and without `json`: null."""
@@ -746,10 +757,11 @@ class SetStateRequest(_message.Message):
         value: _struct_pb2.Value | None = ...,
         expected_revision: _builtins.int | None = ...,
         json: _builtins.bytes = ...,
+        exchange: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "json", b"json", "name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "exchange", b"exchange", "expected_revision", b"expected_revision", "json", b"json", "name", b"name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
     _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
@@ -789,8 +801,11 @@ class WatchStateRequest(_message.Message):
 
     NAMES_FIELD_NUMBER: _builtins.int
     AS_JSON_FIELD_NUMBER: _builtins.int
+    EXCHANGE_FIELD_NUMBER: _builtins.int
     as_json: _builtins.bool
     """Values are wanted as `json`."""
+    exchange: _builtins.str
+    """The id of the exchange that is meant, anywhere in the mesh. Empty: the one that is called."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Exported names. None: all that are exported."""
@@ -800,10 +815,11 @@ class WatchStateRequest(_message.Message):
         *,
         names: _abc.Iterable[_builtins.str] | None = ...,
         as_json: _builtins.bool = ...,
+        exchange: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_json", b"as_json", "names", b"names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_json", b"as_json", "exchange", b"exchange", "names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -843,16 +859,21 @@ Global___WatchStateResponse: _TypeAlias = WatchStateResponse  # noqa: Y015
 
 @_typing.final
 class DescribeRequest(_message.Message):
-    """Nothing needs to be said."""
+    """Whom to describe."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.str
+    """The id of the exchange that is meant, anywhere in the mesh. Empty: the one that is called."""
     def __init__(
         self,
+        *,
+        exchange: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
