@@ -18,6 +18,7 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     system, service             what every exchange answers; gRPC doors for callers who are none
     replies                     the replies of many
     remote, mirror              the state of another exchange; values that follow it
+    running                     an exchange as the main thing of a process
     exchange                    all of it together, and the only loop
     blocking                    a client for scripts and notebooks
     cli                         the command line, a room of its own

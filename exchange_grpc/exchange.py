@@ -56,6 +56,7 @@ from .reactive import Transaction
 from .remote import RemoteState
 from .replies import Replies
 from .routing import HERE, Arrival, Failure, Router
+from .running import run
 from .system import System
 from .tasks import State
 from .transports import Listener, Transport, scheme_of
@@ -977,6 +978,15 @@ class Exchange:
         self._replies.clear()
         if self._accepting:
             await asyncio.wait(self._accepting)
+
+    def run(self, *, connect: str | Iterable[str] = (), listen: str | Iterable[str] = ()) -> None:
+        """Run this exchange as the main thing of the process: `app.run(connect="grpc://127.0.0.1:50051")`.
+
+        It listens and connects at these URLs and goes on until SIGTERM or Ctrl-C; then it lets running handlers
+        end, and closes. If it cannot begin, or a link that it has dialled is lost, it raises SystemExit with a
+        sentence, so that whatever restarts the process does. Within a loop, use `connect` and `listen` instead.
+        """
+        run(self, [connect] if isinstance(connect, str) else connect, [listen] if isinstance(listen, str) else listen)
 
     async def __aenter__(self) -> Self:
         self._enter()

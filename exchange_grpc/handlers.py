@@ -22,7 +22,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .errors import HandlerFailed, InvalidMessage, Refused, RequestError
+from .errors import Code, HandlerFailed, InvalidMessage, Refused, RequestError
 from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS
 from .message import Context, Kind, Message, Outcome
 from .patterns import LOCAL_EVENTS, RESERVED, PatternMap, check_name, check_pattern
@@ -276,7 +276,7 @@ class Handlers:
             outcome, error = Outcome.CANCELLED, HandlerFailed("the handler was stopped", at=self._exchange)
         except Refused as problem:  # raised on purpose, to be told
             problem.at = self._exchange
-            outcome, error = Outcome.DENIED, problem
+            outcome, error = Outcome.FAILED if problem.code is Code.INTERNAL else Outcome.DENIED, problem
         except (Exception, SystemExit) as problem:
             log.error("%s failed at %s %s", function.label, message.name, message.id, exc_info=problem)
             outcome = Outcome.FAILED

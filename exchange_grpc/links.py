@@ -118,6 +118,12 @@ class Links(Generic[P]):
             exports=self.exports,
         )
 
+    def introduction_of(self, id: str) -> Introduction:
+        """What a peer has said of itself."""
+        peer = self.by_peer[id].session.peer
+        assert peer is not None  # only who has introduced himself is there
+        return peer
+
     def announce(self, **change: Any) -> None:
         """Tell all peers what has changed of that."""
         self.revision += 1

@@ -102,8 +102,7 @@ class System:
     async def _peers(self) -> dict[str, Any]:
         peers = self.router.peers()
         for peer in peers:
-            introduction = self.links.by_peer[peer["id"]].session.peer
-            assert introduction is not None  # they have introduced themselves
+            introduction = self.links.introduction_of(peer["id"])
             peer.update(agent=introduction.agent, exports=list(introduction.exports))
         return self._said(peers=peers)
 
@@ -191,7 +190,10 @@ class System:
 
     def _exported(self, name: str) -> str:
         if name not in self.exports:
-            raise Refused(f"{self.id} exports no state {shown(name)}", code=Code.NOT_FOUND, reason="NOT_EXPORTED")
+            text = f"{self.id} exports no state {shown(name)}"
+            if others := sorted(id for id in self.links.by_peer if name in self.links.introduction_of(id).exports):
+                text += f", but {' and '.join(others[:3])} does"
+            raise Refused(text, code=Code.NOT_FOUND, reason="NOT_EXPORTED")
         return name
 
     # ---------------------------------------------------------------------------------------------------- trace
@@ -238,6 +240,12 @@ class System:
                     heard = None if reply.error is not None else traces.read(reply.value, reply.from_)
                     if heard is not None:
                         return str(heard["root"])
+            # Those who do not relay have not heard that; of these, the ones next to us can be asked.
+            leaves = [id for id, link in self.router.links.items() if not link.relay][:TRACE_EXCHANGES]
+            asking = [self._asked(leaf, id, "", until, {}) for leaf in leaves]
+            for answered in await asyncio.gather(*asking):
+                if answered is not None:
+                    return str(answered["root"])
         return id
 
     async def _gather(
@@ -412,9 +420,10 @@ def _became(id: str, trace: dict[str, Any]) -> str:
     for event in ends:
         word = event["outcome"].removeprefix("OUTCOME_").lower()
         by = f" by {event['by']}" if event["by"] and word in ("handled", "failed") else ""
+        how = f"failed, run{by}" if word == "failed" and by else f"was {word}{by}"
         reason = f": {event['reason']}" if event["reason"] else ""
-        told.append(f"{word}{by} at {event['exchange']}{reason}")
-    return f"{head} was {'; '.join(dict.fromkeys(told))}"
+        told.append(f"{how} at {event['exchange']}{reason}")
+    return f"{head} {'; '.join(dict.fromkeys(told))}"
 
 
 def _process() -> dict[str, int]:

@@ -495,7 +495,7 @@ async def test_why_of_what_is_forgotten(local: World, monkeypatch: pytest.Monkey
     ("name", "value", "said"),
     [
         ("good", 1, "was handled by good at app"),
-        ("bad", 1, "was failed by bad at app: the handler of bad failed"),
+        ("bad", 1, "failed, run by bad at app: the handler of bad failed"),
         ("nobody", 1, "was unhandled at app: nobody handles nobody within reach of app"),
     ],
 )

@@ -43,7 +43,8 @@ def bench(url: str, seconds: float, concurrency: int, size: int) -> None:
     It brings two exchanges, links both to the exchange, and lets one send to a handler of the other: each
     message takes two hops. First round trips one after another, then requests at once, then messages without
     an answer. Both run in this one process, so where it is busier than the exchange, that is what is measured.
-    On a terminal there are sentences, elsewhere one JSON object.
+    On a terminal there are sentences, elsewhere one JSON object. All these messages are remembered there, and
+    older ones forgotten for them.
     """
     result = run(_bench(url, seconds / 3, concurrency, size))
     if on_terminal():

@@ -45,17 +45,17 @@ EXIT_CODES = """\b
 Exit codes:
   0    it was done
   1    a handler failed, or something else went wrong
-  2    the command line is wrong: an option, a name, a value that is no JSON
+  2    the command line is wrong: an option, a name, a URL, a value that is no JSON
   3    unreachable: nobody at that URL, or the way to a handler was lost
   4    nobody handles the name, or nobody has that id
   5    no answer in time
   6    refused: a rule, a bound, or the handler said no
-  130  stopped with Ctrl-C
+  130  stopped with Ctrl-C, before it was done
 """
 _BY_ERROR: tuple[tuple[type[ExchangeError], int], ...] = (
     (InvalidMessage, USAGE),
     (LinkError, UNREACHABLE),
-    (AddressError, UNREACHABLE),
+    (AddressError, USAGE),
     (Unavailable, UNREACHABLE),
     (Unhandled, UNHANDLED),
     (DeadlineExceeded, DEADLINE),
@@ -117,7 +117,12 @@ def told() -> Iterator[None]:
         yield
     except ExchangeError as error:
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), FAILED)
-        fail(code, str(error), error.at if isinstance(error, RequestError) else "")
+        if isinstance(error, Refused) and error.reason == "NOT_FOUND":
+            code = UNHANDLED
+        text = str(error)
+        if isinstance(error, Unavailable):
+            text += "; no handler has seen it" if error.delivered is False else "; it may have been handled"
+        fail(code, text, error.at if isinstance(error, RequestError) else "")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

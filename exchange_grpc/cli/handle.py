@@ -87,6 +87,7 @@ class Handler:
     def __init__(self, name: str, command: Sequence[str], timeout: float | None, concurrency: int) -> None:
         self.name = name
         self.command = command
+        self.__qualname__ = os.path.basename(command[0])  # what traces call it
         self._timeout = timeout
         self._turns = asyncio.Semaphore(concurrency)
         self._running: set[asyncio.Task[Any]] = set()

@@ -33,7 +33,7 @@ def observe(pattern: str, url: str, most: int | None) -> None:
     """Print all that passes the exchange, until Ctrl-C.
 
     \b
-    exchange observe                    # everything, state changes included
+    exchange observe                    # everything there, its state included
     exchange observe 'compute.**'       # compute, compute.sum, compute.sum.late, ...
     exchange observe '*.sum' | jq .value
     exchange observe 'exchange.event.**'    # who comes and goes, and what went wrong

@@ -131,7 +131,7 @@ def request_many(
     \b
     exchange request-many demo.count '{"to": 3}'
     exchange request-many demo.count '{"to": 1000, "seconds": 0.1}' --max 2
-    exchange request-many exchange.stats --timeout 2 | jq .from
+    exchange request-many demo.count '{"to": 3}' --max 2 | jq .value
 
     A reply is a line: {"from": ..., "value": ...}, or {"from": ..., "error": {"reason": ..., "message": ...}}
     of a handler that failed; then the exit code is 1. Exchanges whose replies are lost, or did not all
