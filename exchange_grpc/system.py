@@ -211,9 +211,11 @@ class System:
         """All that is known of a message, here and where it has been; asked for until shortly before the deadline."""
         until = self.now() + min(TRACE_SECONDS, max(0.0, deadline - self.now()) * _SHARE)
         missing: dict[str, str] = {}
-        root = await self._root(id, until, missing)
-        mine = self.ledger.trace(id, root)
-        answers = {self.id: mine} if mine is not None else {}
+        answers = await self._first(id, until, missing)
+        root = next((answer["root"] for answer in answers.values()), id)
+        mine = self.ledger.trace(id, root)  # of others with this root
+        if mine is not None:
+            answers[self.id] = mine
         await self._gather(id, root, until, answers, missing)
         found = traces.merge(root, answers.values())
         if not found["spans"]:
@@ -222,38 +224,35 @@ class System:
             **found, missing=[{"exchange": exchange, "reason": reason} for exchange, reason in sorted(missing.items())]
         )
 
-    async def _root(self, id: str, until: float, missing: dict[str, str]) -> str:
-        """Where it all began: as known here, or at its origin, or at anybody who relays."""
-        trace = self.ledger.trace(id)
-        if trace is not None:
-            return str(trace["root"])
+    async def _first(self, id: str, until: float, missing: dict[str, str]) -> dict[str, dict[str, Any]]:
+        """What somebody knows of it: this exchange, its origin, anybody who relays, or those who are linked."""
+        mine = self.ledger.trace(id)
+        if mine is not None:
+            return {self.id: mine}
         origin = traces.origin(id)
-        if origin and origin != self.id:
-            left = until - self.now()
-            answered = await self._asked(origin, id, "", self.now() + left / 2, missing)
+        if not origin:
+            return {}
+        if origin != self.id:
+            answered = await self._asked(origin, id, "", (self.now() + until) / 2, missing)
             if answered is not None:
-                return str(answered["root"])
-        if origin:
-            with suppress(ExchangeError):
-                question = {"id": id, "here": True}
-                async for reply in self.ask_many("exchange.trace", question, timeout=max(0.0, until - self.now()) / 2):
-                    heard = None if reply.error is not None else traces.read(reply.value, reply.from_)
-                    if heard is not None:
-                        return str(heard["root"])
-            # Those who do not relay have not heard that; of these, the ones next to us can be asked.
-            leaves = [id for id, link in self.router.links.items() if not link.relay][:TRACE_EXCHANGES]
-            asking = [self._asked(leaf, id, "", until, {}) for leaf in leaves]
-            for answered in await asyncio.gather(*asking):
-                if answered is not None:
-                    return str(answered["root"])
-        return id
+                return {origin: answered}
+        with suppress(ExchangeError):
+            question = {"id": id, "here": True}
+            async for reply in self.ask_many("exchange.trace", question, timeout=max(0.0, until - self.now()) / 2):
+                heard = None if reply.error is not None else traces.read(reply.value, reply.from_)
+                if heard is not None:
+                    return {reply.from_: heard}
+        # Those who do not relay have not heard that. Of these, the ones next to us can be asked.
+        leaves = [link.id for link in self.router.links.values() if not link.relay][:TRACE_EXCHANGES]
+        asked = await asyncio.gather(*(self._asked(leaf, id, "", until, {}) for leaf in leaves))
+        return {leaf: known for leaf, known in zip(leaves, asked, strict=True) if known is not None}
 
     async def _gather(
         self, id: str, root: str, until: float, answers: dict[str, dict[str, Any]], missing: dict[str, str]
     ) -> None:
         """Ask whoever may know more, all at once; what one answers may name others."""
         running: set[asyncio.Task[None]] = set()
-        asked = {self.id, ""}
+        asked = {self.id, "", *answers}
 
         async def ask(exchange: str) -> None:
             answered = await self._asked(exchange, id, root, until, missing)

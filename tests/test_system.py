@@ -853,3 +853,27 @@ async def test_a_strange_answer_is_an_error_of_ours(local: World, answer: Any) -
         await peer.state.get("n")
     with pytest.raises(RequestError, match=r"is no state|ended"):
         await anext(peer.state.watch("n"))
+
+
+async def test_a_trace_is_found_by_asking_those_who_do_not_relay(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, worker, client = local.exchange("hub"), local.exchange("worker"), local.exchange("client")
+    worker.handle("job", lambda: None)
+    await local.link(worker, hub)
+    await local.link(client, hub)
+    id = await client.send("job")
+    await until(lambda: worker._ledger.find(id) is not None)
+    await client.close()
+    hub._ledger._spans.clear()
+    hub._ledger._families.clear()  # it has forgotten
+    trace = await soon(hub.trace(id))
+    assert [span["id"] for span in trace["spans"]] == [id]
+    assert [entry["exchange"] for entry in trace["missing"]] == ["client"]
+
+
+async def test_who_exports_a_name_that_is_asked_for_elsewhere_is_said(local: World) -> None:
+    home, guest = shared(local)
+    hub = local.exchange("hub", relay=True)
+    await local.link(home, hub)
+    await local.link(guest, hub)
+    with pytest.raises(Refused, match="hub exports no state 'n', but home does"):
+        await guest.state_of("hub").get("n")
