@@ -1,9 +1,9 @@
 """`python -m benchmarks.profile`: what a message costs the hub that it passes through, by room and by function.
 
 The processes are those of `messages.py`. A timer interrupts the hub every `EVERY` seconds; the processor time
-of its main thread since the last time goes to the function of ours that is running, or on whose behalf
-something else is: C code, dataclasses, asyncio. Nothing is traced, so nothing is slowed down by being
-called often; what the timer itself costs is printed beside the rest. The threads of gRPC are counted whole.
+of its main thread since then goes to the function of ours that is running, or on whose behalf something else
+is: C code, dataclasses, asyncio. No call is traced, so none costs more for being watched; the same without the
+timer stands beside it. The threads of gRPC are counted whole, and runs of the garbage collector by themselves.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from benchmarks.messages import at_once, child, one_by_one, one_way, payloads, s
 from exchange_grpc import Exchange
 
 EVERY = 0.001
-SECONDS = 4.0
+TURNS = 3  # with the timer and without it
+SECONDS = 2.0  # each
 FUNCTIONS = 12  # shown of each load
 PACKAGE = "exchange_grpc."
 COLLECTOR = "garbage collector"
@@ -117,10 +118,21 @@ async def push(load: str, source: Exchange) -> int:
     return 2 * len(await one_by_one(ask, values, SECONDS))
 
 
-async def profile(source: Exchange, load: str, *, sampling: bool) -> tuple[int, dict[str, Any]]:
-    await source.request("profile.begin", sampling, to="hub")
-    count = await push(load, source)
-    return count, await source.request("profile.end", to="hub")
+class Spent:
+    """What all turns of one load took together: messages, seconds, and seconds by room and function."""
+
+    def __init__(self) -> None:
+        self.count, self.process, self.thread = 0, 0.0, 0.0
+        self.functions: Counter[tuple[str, str]] = Counter()
+
+    async def turn(self, source: Exchange, load: str, *, sampling: bool) -> None:
+        await source.request("profile.begin", sampling, to="hub")
+        self.count += await push(load, source)
+        spent = await source.request("profile.end", to="hub")
+        self.process += spent["process"]
+        self.thread += spent["thread"]
+        for room, name, seconds in spent["functions"]:
+            self.functions[room, name] += seconds
 
 
 async def run_all() -> None:
@@ -130,40 +142,41 @@ async def run_all() -> None:
             hub_at = await said(hub)
             async with source_of(hub_at["exchange"]) as source:
                 for load in LOADS:
-                    plain = await profile(source, load, sampling=False)
-                    print("\n".join(("", *report(load, plain, await profile(source, load, sampling=True)))), flush=True)
+                    plain, sampled = Spent(), Spent()
+                    for _ in range(TURNS):
+                        await plain.turn(source, load, sampling=False)
+                        await sampled.turn(source, load, sampling=True)
+                    print("\n".join(("", *report(load, plain, sampled))), flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------ the report
 
 
-def report(load: str, plain: tuple[int, dict[str, Any]], sampled: tuple[int, dict[str, Any]]) -> list[str]:
-    count, spent = plain
-    sampled_count, sampled_spent = sampled
-    each = 1e6 / sampled_count
-    functions = {(room, name): seconds * each for room, name, seconds in sampled_spent["functions"]}
+def report(load: str, plain: Spent, sampled: Spent) -> list[str]:
+    """All per message, in microseconds; the shares are those of the main thread."""
+    each = 1e6 / sampled.count
+    functions = Counter({place: seconds * each for place, seconds in sampled.functions.items()})
     rooms: Counter[str] = Counter()
     for (room, _), cost in functions.items():
         rooms[room] += cost
-    whole = sum(rooms.values())
-    threads = (sampled_spent["process"] - sampled_spent["thread"]) * each
-    without = (spent["process"] * 1e6 / count, spent["thread"] * 1e6 / count)
+    main_thread = sampled.thread * each
+    without = plain.process * 1e6 / plain.count
     return [
-        f"{LOADS[load]}: {sampled_count:,} messages through the hub, us each",
-        f"without the timer {without[0]:.1f}, of which the main thread {without[1]:.1f}; with it {whole + threads:.1f}",
-        f"{whole:>7.1f} {'':5}  main thread",
-        *(f"{cost:>7.1f} {cost / whole:>5.0%}    {room}" for room, cost in rooms.most_common()),
-        f"{threads:>7.1f} {'':5}  threads of gRPC",
-        "its largest functions, and what they call that is not ours:",
+        f"{LOADS[load]}: {sampled.count:,} messages through the hub, us each",
+        f"{sampled.process * each:>7.1f}        in all; {without:.1f} without the timer",
+        f"{(sampled.process - sampled.thread) * each:>7.1f}        threads of gRPC",
+        f"{main_thread:>7.1f}        main thread, by room:",
+        *(f"{cost:>7.1f} {cost / main_thread:>5.0%}    {room}" for room, cost in rooms.most_common()),
+        "its largest functions, with what they call that is not ours:",
         *(
-            f"{cost:>7.1f} {cost / whole:>5.0%}    {room}: {name}"
-            for (room, name), cost in Counter(functions).most_common(FUNCTIONS)
+            f"{cost:>7.1f} {cost / main_thread:>5.0%}    {room}: {name}"
+            for (room, name), cost in functions.most_common(FUNCTIONS)
         ),
     ]
 
 
 def main() -> int:
-    print(f"{versions('exchange-grpc', 'grpcio', 'protobuf')}; {SECONDS:g} s each; ledgers on, and full")
+    print(f"{versions('exchange-grpc', 'grpcio', 'protobuf')}; {TURNS} times {SECONDS:g} s; ledgers on, and full")
     asyncio.run(run_all())
     return 0
 

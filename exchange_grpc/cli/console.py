@@ -184,7 +184,8 @@ async def linked(
         try:
             peer = await app.connect(full_url(url))
         except LinkError as error:
-            raise LinkError(f"{error} (is `exchange serve` running there?)") from None
+            hint = " (is `exchange serve` running there?)" if "nobody answers" in str(error) else ""
+            raise LinkError(f"{error}{hint}") from None
         yield app, peer
 
 

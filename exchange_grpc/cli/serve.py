@@ -112,7 +112,8 @@ async def _serve(config: Config) -> None:
             try:
                 url = await app.listen(full_url(config.grpc))
             except AddressError as error:
-                fail(FAILED, f"{error} (another --grpc? port 0 takes a free one)")
+                hint = "" if "unix:" in config.grpc else " (another --grpc? port 0 takes a free one)"
+                fail(FAILED, f"{error}{hint}")
             for other in config.connect:
                 peer = await _link(app, config, other)
                 ending.callback(asyncio.create_task(_watch(other, peer)).cancel)

@@ -251,7 +251,10 @@ def _said(error: BaseException) -> str:
     """What gRPC says of an error, without its internals."""
     details = getattr(error, "details", None)
     text = details() if callable(details) else None
-    return str(text or "the stream is closed").splitlines()[0][:200]
+    said = str(text or "the stream is closed").splitlines()[0][:500]
+    if said.startswith("failed to connect to all addresses"):  # and then all that gRPC did, the cause at the end
+        said = said.rpartition(": ")[2]
+    return said[:200]
 
 
 _scheme = GrpcScheme()
