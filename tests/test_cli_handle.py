@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from command import PATIENCE, run, running, serving
 from world import until
 
 from exchange_grpc import Code, DeadlineExceeded, Exchange, HandlerFailed, Refused, RequestError
+from exchange_grpc.cli import child
 from exchange_grpc.cli.handle import answer_of
 
 
@@ -157,6 +158,29 @@ async def test_a_command_that_takes_too_long_is_killed_with_its_group(url: str, 
             await app.request("slow")
         await until(lambda: not children(process))
     assert not any(map(alive, await pids(file)))
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_what_is_cancelled_while_it_starts_leaves_nothing(steps: int) -> None:
+    nap = f"{297 + steps / 100}"  # so that it is known by its arguments
+    running = asyncio.create_task(child.run(["sh", "-c", f"sleep {nap} & wait"], b"", env=dict(os.environ), most=10))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    if steps > 6:
+        await until(lambda: naps(nap), PATIENCE)
+    running.cancel()
+    await asyncio.wait({running})
+    await until(lambda: not naps(nap))
+
+
+def naps(nap: str) -> list[Path]:
+    """The processes that have this argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if nap.encode() in path.read_bytes().split(b"\0"):
+                found.append(path)
+    return found
 
 
 async def test_a_request_that_is_withdrawn_kills_the_command(url: str, tmp_path: Path) -> None:

@@ -31,9 +31,16 @@ async def run(command: Sequence[str], given: bytes, *, env: Mapping[str, str], m
     Raises TooMuch if it prints more than `most` bytes, OSError if it cannot be started. Cancelling this
     kills it and its process group.
     """
-    transport, child = await asyncio.get_running_loop().subprocess_exec(
-        lambda: _Child(most), *command, stderr=None, env=env, start_new_session=True
+    loop = asyncio.get_running_loop()
+    starting = asyncio.ensure_future(
+        loop.subprocess_exec(lambda: _Child(most), *command, stderr=None, env=env, start_new_session=True)
     )
+    try:
+        transport, child = await asyncio.shield(starting)
+    except asyncio.CancelledError:  # asyncio would kill it alone, and not what it may have started by now
+        with suppress(OSError):
+            await _end(*await starting)
+        raise
     try:
         stdin = transport.get_pipe_transport(0)
         assert isinstance(stdin, asyncio.WriteTransport)
@@ -49,12 +56,17 @@ async def run(command: Sequence[str], given: bytes, *, env: Mapping[str, str], m
         code = transport.get_returncode()
         return Ran(0 if code is None else code, bytes(child.out))
     finally:
-        with suppress(ProcessLookupError, PermissionError):  # nobody of the group is left
-            os.killpg(transport.get_pid(), signal.SIGKILL)
-        try:
-            await asyncio.wait({child.ended}, timeout=LINGER_SECONDS)
-        finally:
-            transport.close()
+        await _end(transport, child)
+
+
+async def _end(transport: asyncio.SubprocessTransport, child: "_Child") -> None:
+    """Kill it and its process group."""
+    with suppress(ProcessLookupError, PermissionError):  # nobody of the group is left
+        os.killpg(transport.get_pid(), signal.SIGKILL)
+    try:
+        await asyncio.wait({child.ended}, timeout=LINGER_SECONDS)
+    finally:
+        transport.close()
 
 
 class _Child(asyncio.SubprocessProtocol):

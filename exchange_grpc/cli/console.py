@@ -184,7 +184,7 @@ async def linked(
         try:
             peer = await app.connect(full_url(url))
         except LinkError as error:
-            hint = " (is `exchange serve` running there?)" if "nobody answers" in str(error) else ""
+            hint = "" if "is linked to" in str(error) else " (is `exchange serve` running there?)"
             raise LinkError(f"{error}{hint}") from None
         yield app, peer
 
