@@ -14,12 +14,15 @@ what it said. A message for a target without a way is held while a question is o
 * The first yes lets go whoever it helps; later ones become further ways. It is "no" only if every branch
   said no; that is believed for a moment if we asked all relays. A branch that is lost, that cannot be
   asked, or is silent for `QUESTION_SECONDS` makes it "incomplete", which is never believed.
+* While a relay is away, and for a moment after it came back without its memory, others may be on their way
+  back too: then no message is given up, and our questions are asked again.
 """
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from .frames import Answer, Found, Query, Target
@@ -29,6 +32,7 @@ from .limits import (
     NO_SECONDS,
     OPEN_QUESTIONS,
     QUESTION_SECONDS,
+    REPEAT_SECONDS,
     ROUTES,
     SEEN_IDS,
     SEEN_SECONDS,
@@ -43,6 +47,9 @@ class Home(Protocol):
 
     def relays(self) -> Iterator[str]:
         """The linked peers that relay."""
+
+    def patient(self, now: float) -> bool:
+        """Whether somebody is expected back, so that "nobody" may soon be wrong."""
 
     def near(self, target: Target, without: str) -> int | None:
         """0 if the target is here, 1 if a linked peer other than `without` is it or offers it, else None."""
@@ -114,6 +121,7 @@ class Question:
     id: str
     target: Target
     deadline: float
+    ttl: int
     asked: set[str] = field(default_factory=set)  # relays whose answer is awaited
     askers: list[tuple[str, str]] = field(default_factory=list)  # who wants to know: link, id of its question
     held: list[Held] = field(default_factory=list)
@@ -134,6 +142,7 @@ class Discovery:
         self._own: dict[Target, Question] = {}
         self._seen = Once()
         self._held = 0
+        self._resting: deque[tuple[float, Target, Held]] = deque()  # until then, what is tried again, in order
         self._count = 0
         self._deadlines = Deadlines(self._questions.__contains__, self._questions.__len__)
 
@@ -188,19 +197,23 @@ class Discovery:
         question = self._asking(target)
         if question is not None:
             self._found(question, now)
+        if self._resting:
+            self._wake(now, target)
 
     def changed(self) -> None:
         """There is a new relay, behind which may be anybody."""
         self._nobody.clear()
 
+    def back(self, link: str, now: float) -> None:
+        """The link was broken: what it was told, and did not tell us, is not known. It is asked again."""
+        self._forget_all(link)
+        for question in self._questions.values():
+            if link in question.asked:
+                self._home.say(link, Query(question.id, question.target, question.ttl))
+
     def lost(self, link: str, now: float) -> None:
         """The link has gone, and with it all that was behind it."""
-        for target in [target for target, ways in self._ways.items() if link in ways]:
-            self.forget(target, link)
-        for target, told in list(self._told.items()):
-            told.discard(link)
-            if not told:
-                del self._told[target]
+        self._forget_all(link)
         for question in list(self._questions.values()):
             question.askers = [asker for asker in question.askers if asker[0] != link]
             if link in question.asked:
@@ -208,6 +221,14 @@ class Discovery:
                 question.incomplete = True
                 if not question.asked:
                     self._conclude(question, now)
+
+    def _forget_all(self, link: str) -> None:
+        for target in [target for target, ways in self._ways.items() if link in ways]:
+            self.forget(target, link)
+        for target, told in list(self._told.items()):
+            told.discard(link)
+            if not told:
+                del self._told[target]
 
     def _hops(self, target: Target, asker: str) -> int | None:
         """How far the target is from here by a way that does not lead over `asker`; None if there is none."""
@@ -225,14 +246,31 @@ class Discovery:
     def ask_for(self, target: Target, held: Held, now: float) -> None:
         """Hold the message and ask, unless the answer is known to be no."""
         if self._nobody.get(target, 0.0) > now:
-            self._home.give_up(held, target, now, incomplete=False)
+            self._nobody_takes(held, target, now, incomplete=False)
             return
         question = self._asking(target) or self._ask(target, now, HOPS_OF_A_QUESTION)
         if question.asked:
             self._held += 1
             question.held.append(held)
         else:
-            self._home.give_up(held, target, now, incomplete=question.incomplete)
+            self._nobody_takes(held, target, now, incomplete=question.incomplete)
+
+    def _nobody_takes(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
+        """Give it up, unless that may soon be wrong."""
+        if self._home.patient(now) and not self.full():
+            self._held += 1
+            self._resting.append((now + REPEAT_SECONDS, target, held))
+        else:
+            self._home.give_up(held, target, now, incomplete=incomplete)
+
+    def _wake(self, now: float, target: Target | None = None) -> None:
+        """Try again with what has rested long enough, or is for this target."""
+        ready = [rest for rest in self._resting if rest[0] <= now or rest[1] == target]
+        self._resting = deque(rest for rest in self._resting if rest[0] > now and rest[1] != target)
+        for _, wanted, held in ready:
+            self._held -= 1
+            if not self._home.resume(held, now):
+                self.ask_for(wanted, held, now)
 
     def _asking(self, target: Target) -> Question | None:
         """A question of ours that has not been answered yet. (One that was may have outlived its answer.)"""
@@ -242,7 +280,7 @@ class Discovery:
     def _ask(self, target: Target, now: float, ttl: int) -> Question:
         """Begin a question of our own."""
         self._count += 1
-        question = Question(f"{self._prefix}.q{self._count}", target, now + QUESTION_SECONDS)
+        question = Question(f"{self._prefix}.q{self._count}", target, now + QUESTION_SECONDS, ttl)
         self._seen.first(question.id, now)
         self._put(question, Query(question.id, target, ttl), without="")
         if question.asked:
@@ -275,7 +313,7 @@ class Discovery:
             say(link, Answer(query.id, target, Found.INCOMPLETE))
         else:
             if from_relay:
-                question = Question(query.id, target, now + QUESTION_SECONDS, askers=[(link, query.id)])
+                question = Question(query.id, target, now + QUESTION_SECONDS, query.ttl - 1, askers=[(link, query.id)])
                 self._put(question, Query(query.id, target, query.ttl - 1), without=link)
             else:  # no question ever goes to it, so it can wait for ours
                 question = self._asking(target) or self._ask(target, now, query.ttl - 1)
@@ -302,7 +340,8 @@ class Discovery:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
-        return self._deadlines.next()
+        due = self._deadlines.next()
+        return due if not self._resting else min(self._resting[0][0], due or inf)
 
     def tick(self, now: float) -> None:
         """Tell the time: who has not answered will not."""
@@ -311,6 +350,8 @@ class Discovery:
             if question is not None:
                 question.incomplete = True
                 self._conclude(question, now)
+        if self._resting and self._resting[0][0] <= now:
+            self._wake(now)
 
     def _found(self, question: Question, now: float) -> None:
         """There is a way: for those whom it helps the question is over. The others wait for the other branches."""
@@ -327,7 +368,8 @@ class Discovery:
         own = self._own.get(target) is question
         if own:
             del self._own[target]
-        if own and not question.found and not incomplete:  # a relayed question left out the link it came by
+        # A relayed question left out the link it came by.
+        if own and not question.found and not incomplete and not self._home.patient(now):
             if len(self._nobody) >= ROUTES:
                 self._nobody.popitem(last=False)
             self._nobody[target] = now + NO_SECONDS
@@ -336,7 +378,7 @@ class Discovery:
             self._home.say(link, Answer(id, target, Found.INCOMPLETE if incomplete else Found.NO))
         self._held -= len(question.held)
         for held in question.held:
-            self._home.give_up(held, target, now, incomplete=incomplete)
+            self._nobody_takes(held, target, now, incomplete=incomplete)
 
     def _told_yes(self, target: Target, link: str, id: str) -> bool:
         """Tell the asker of a way that does not lead over it; False if there is none."""

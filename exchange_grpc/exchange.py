@@ -31,6 +31,7 @@ from .errors import (
     ExchangeError,
     HandlerFailed,
     InvalidMessage,
+    LinkError,
     Refused,
     RequestError,
     StateError,
@@ -41,17 +42,14 @@ from .frames import Answer, Introduction, Query, Reject
 from .handlers import Ending, Handlers, Invocation, current
 from .kernel import Kernel
 from .ledger import Ledger, Span
-from .limits import (
-    MESSAGE_BYTES,
-    MESSAGE_SECONDS,
-    REQUEST_SECONDS,
-    STOP_SECONDS,
-)
+from .limits import MESSAGE_BYTES, MESSAGE_SECONDS, REQUEST_SECONDS, RETRY_AFTER_MS, STOP_SECONDS, Limits
 from .links import Links
 from .message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
 from .mirror import Mirror
 from .observers import LOG_EVENT, LogEvents, Observers
+from .outbox import WAIT, Outbox
 from .patterns import RESERVED, check_id, check_name, is_pattern
+from .peer import Phase, Session
 from .reactive import Transaction
 from .remote import RemoteState
 from .replies import Replies
@@ -79,15 +77,30 @@ class Peer:
     def __init__(self, exchange: "Exchange", link: Link, introduction: Introduction) -> None:
         self._exchange = exchange
         self._link = link
-        self.id = introduction.exchange
-        self.agent = introduction.agent
+        self._introduction = introduction
 
     def __repr__(self) -> str:
-        return f"<Peer {self.id}{' (closed)' if self.closed else ''}>"
+        state = "" if self.connected else " (closed)" if self._link.over.is_set() else " (away)"
+        return f"<Peer {self.id}{state}>"
+
+    @property
+    def id(self) -> str:
+        """Its id. Where a link is dialled again, somebody else may answer."""
+        return (self._link.session.peer or self._introduction).exchange
+
+    @property
+    def agent(self) -> str:
+        """Its language and the version of its library."""
+        return (self._link.session.peer or self._introduction).agent
+
+    @property
+    def connected(self) -> bool:
+        """The link is open now: neither broken nor gone."""
+        return not self.closed and self._link.session.phase is Phase.OPEN
 
     @property
     def closed(self) -> bool:
-        """The link is gone."""
+        """The link is gone, and nothing waits for it; one that was dialled may come back: see `wait_closed`."""
         return self._exchange._links.peers.get(self.id) is not self
 
     @property
@@ -137,12 +150,12 @@ class Peer:
         return self._exchange._handlers.listen(name, function, self.id)
 
     async def wait_closed(self) -> None:
-        """Wait until the link is gone."""
+        """Wait until the link is gone for good, and not dialled again either."""
         await self._link.over.wait()
 
     async def close(self) -> None:
-        """Say goodbye, once what is queued has left, and end the link."""
-        await self._link.close()
+        """Say goodbye, once what is queued has left, and end the link for good."""
+        await self._link.close(stay_away=True)
 
 
 class Exchange:
@@ -154,6 +167,8 @@ class Exchange:
     plain values that they may set; by default none. `relay` says whether it passes on messages of others:
     by default it does from when it listens, or another exchange of the process connects to it. `balance`
     chooses among several that handle a name: `round_robin`, `least_pending`, `random` or `sticky:HEADER`.
+    `when_full` says what is done with what comes for a peer that reads too slowly: `wait` (whoever sends waits),
+    `drop_oldest`, `drop_newest` or `disconnect`. `limits` are this exchange's own, see `limits.Limits`.
 
     Used within one asyncio loop; close it with `await app.close()` or `async with app:`.
     """
@@ -168,7 +183,11 @@ class Exchange:
         accepts: Iterable[str] = (),
         relay: bool | None = None,
         balance: str = "round_robin",
+        when_full: str = WAIT,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits or Limits()
+        self._when_full = Outbox(when_full).policy
         self.id = check_id(id) if id is not None else f"exchange-{secrets.token_hex(4)}"
         self.epoch = time.time_ns() // 1_000
         self.kernel = Kernel()
@@ -215,7 +234,7 @@ class Exchange:
         self._check_shared(exported, accepted)
         self._changes = Changes(self.state, self.epoch)
         self.state.on_commit(self._committed)
-        self._links: Links[Peer] = Links(
+        self._links: Links[Link, Peer] = Links(
             self.id,
             self.epoch,
             tuple(sorted(exported)),
@@ -223,7 +242,7 @@ class Exchange:
             router=self._router,
             now=self._now,
             linked=self._linked,
-            unlinked=self._unlinked,
+            tell=self._event,
             run=self._run,
         )
         self._system = System(
@@ -506,10 +525,10 @@ class Exchange:
             del self._dispatching[message.id]
         # Whoever sends much must let the writers run. A send waits for its link; what goes to many
         # must not wait for the slowest of them.
-        crowded = [link for link in self._links.by_peer.values() if link.session.full]
-        if crowded and message.kind is Kind.SEND:
-            for link in crowded:
-                await link.room()
+        crowded = [line for line in self._links.by_peer.values() if line.session.full]
+        if crowded and (message.kind is Kind.SEND or len(self._links.by_peer) == 1):
+            for line in crowded:
+                await line.room()
         elif crowded:
             await asyncio.sleep(0)
 
@@ -620,10 +639,10 @@ class Exchange:
     async def _reply_more(self, invocation: Invocation, value: Any) -> None:
         """One of many replies; returns when there is room for the next."""
         self._answer(invocation, invocation.message.name, value, last=False)
-        link = self._links.by_peer.get(invocation.link or "")
+        line = self._links.by_peer.get(invocation.link or "")
         replies = self._replies.get(invocation.message.id)
-        if link is not None and link.session.full:
-            await link.room()
+        if line is not None and line.session.full:
+            await line.room()
         elif replies is not None:
             await replies.room()
         await asyncio.sleep(0)  # a generator that never waits must let others run
@@ -668,11 +687,13 @@ class Exchange:
         transport: str | None = None,
         url: str | None = None,
         exchange: "Exchange | None" = None,
+        retry: float = math.inf,
     ) -> Peer:
         """Link to another exchange: to a URL (`grpc://HOST:PORT`, `unix:PATH`), or to an Exchange of this process.
 
         `connect(transport="grpc", url=...)` and `connect(transport="local", exchange=...)` say the same.
-        Returns the peer; the existing one if the two are linked already. Raises AddressError for a URL
+        Returns the peer; the existing one if the two are linked already. A link to a URL that breaks is made again,
+        for `retry` seconds after each break; with 0 it is gone then. Raises AddressError for a URL
         that is none, LinkError if nobody answers there or the link is refused.
         """
         self._enter()
@@ -687,10 +708,11 @@ class Exchange:
                 raise AddressError("an exchange does not link to itself")
             end, other = LocalTransport.pair()
             exchange._accept_local(other)
-            return await self._dial(end)
+            return await self._dial(lambda: end, retry=0.0)
         if url is None:
             raise AddressError("connect() takes a URL or an Exchange")
-        return await self._dial(scheme_of(_with_scheme(url, transport)).dial(_with_scheme(url, transport)))
+        url = _with_scheme(url, transport)
+        return await self._dial(partial(scheme_of(url).dial, url), retry=retry)
 
     async def listen(
         self,
@@ -728,14 +750,44 @@ class Exchange:
         self._accepting.add(task)
         task.add_done_callback(self._accepting.discard)
 
-    async def _dial(self, transport: Transport) -> Peer:
+    async def _dial(self, dial: Callable[[], Transport], *, retry: float) -> Peer:
         self._enter()
-        return await self._links.dial(transport, self._enter)  # it may be closed meanwhile
+        transport = dial()
+        link = self._link(dial if retry > 0 else None, retry, dialled=True)
+        connection = link.attach(transport)
+        try:
+            await transport.connect()
+            self._enter()  # it may have been closed meanwhile
+        except BaseException:
+            await transport.disconnect()
+            raise
+        self._links.begun(link)
+        link.start(connection)
+        try:
+            id = await asyncio.shield(link.opening)
+        except asyncio.CancelledError:
+            await link.close()
+            raise
+        peer = self._links.peers.get(id)
+        if peer is None:
+            raise LinkError(f"the link was refused or lost: {link.end_reason}")
+        return peer
 
     async def accept(self, transport: Transport) -> None:
         """See `transports.Host`."""
         self._enter()
-        await self._links.accept(transport)
+        link = self._link()
+        connection = link.attach(transport)
+        self._links.begun(link)
+        link.start(connection)
+        await connection.over.wait()
+
+    def _link(self, dial: Callable[[], Transport] | None = None, retry: float = 0.0, *, dialled: bool = False) -> Link:
+        session = Session(
+            self._links.introduction(), dialled=dialled, now=self._now(),
+            limits=self.limits, when_full=self._when_full, draw=secrets.token_bytes,
+        )  # fmt: skip
+        return Link(session, self._links, self._now, self.limits, dial=dial, retry=retry)
 
     def _start_relaying(self) -> None:
         if self._relay is None and not self._router.relay:
@@ -743,11 +795,7 @@ class Exchange:
             self._links.announce(relay=True)
 
     def _linked(self, link: Link, peer: Introduction) -> Peer:
-        self._event("peer.connected", {"id": peer.exchange, "agent": peer.agent, "relay": peer.relay})
         return Peer(self, link, peer)
-
-    def _unlinked(self, id: str, reason: str) -> None:
-        self._event("peer.lost", {"id": id, "reason": reason})
 
     # ------------------------------------------------------------------------------------------------ events
 
@@ -959,11 +1007,11 @@ class Exchange:
             await mirror.stopped()
         self._changes.close(Refused(f"{self.id} stops", code=Code.UNAVAILABLE, reason="STOPPING"))
         await self._handlers.wait(STOP_SECONDS)
-        await self._links.close()
+        await self._close_links()
         for listener in self._listeners:
             await listener.close()
         self._closed = True
-        await self._links.close()  # those that came in meanwhile
+        await self._close_links()  # those that came in meanwhile
         await self._handlers.close()  # and what they asked
         await self._observers.close()
         self._follow_log()
@@ -978,6 +1026,9 @@ class Exchange:
         self._replies.clear()
         if self._accepting:
             await asyncio.wait(self._accepting)
+
+    async def _close_links(self) -> None:
+        await asyncio.gather(*(line.close(retry_after_ms=RETRY_AFTER_MS) for line in list(self._links.lines)))
 
     def run(self, *, connect: str | Iterable[str] = (), listen: str | Iterable[str] = ()) -> None:
         """Run this exchange as the main thing of the process: `app.run(connect="grpc://127.0.0.1:50051")`.

@@ -1,8 +1,4 @@
-"""What two peers say to each other on a link. The reference is `proto/exchange/v1/frame.proto`.
-
-Frames whose behaviour comes with sessions that resume (Ack, Credit, Ping, Pong) are in the schema and
-are ignored here, as unknown frames are.
-"""
+"""What two peers say to each other on a link. The reference is `proto/exchange/v1/frame.proto`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,6 +43,12 @@ class Introduction:
     exports: tuple[str, ...] = ()
     message_bytes: int = MESSAGE_BYTES
     frame_bytes: int = FRAME_BYTES
+    session: str = ""  # to resume, or that was opened; with its token, and what was taken in it
+    token: bytes = field(default=b"", repr=False)
+    received: int = 0
+    received_bytes: int = 0
+    credit: "Credit | None" = None
+    recovered: bool = False  # of a Welcome: the session goes on
 
 
 @dataclass(slots=True, frozen=True)
@@ -78,6 +80,35 @@ class Batch:
     seq: int
     messages: Sequence[Message | Refusal]
     used_value: bool = False  # a payload came as `value`: its sender wants answers that way
+
+
+@dataclass(slots=True, frozen=True)
+class Ack:
+    """All messages up to this number were taken."""
+
+    seq: int
+
+
+@dataclass(slots=True, frozen=True)
+class Credit:
+    """So many messages, and bytes of Batch frames, will be taken in all of the session."""
+
+    seq: int
+    bytes: int
+
+
+@dataclass(slots=True, frozen=True)
+class Ping:
+    """Are you there?"""
+
+    nonce: int
+
+
+@dataclass(slots=True, frozen=True)
+class Pong:
+    """I am."""
+
+    nonce: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -129,6 +160,7 @@ class Goodbye:
     retry_after_ms: int = 0
     stay_away: bool = False
     exchange: str = ""
+    received: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -138,4 +170,4 @@ class Unknown:
     kind: str = field(default="")
 
 
-Frame = Hello | Welcome | Batch | Interest | Query | Answer | Reject | Goodbye | Unknown
+Frame = Hello | Welcome | Batch | Ack | Credit | Interest | Query | Answer | Ping | Pong | Reject | Goodbye | Unknown

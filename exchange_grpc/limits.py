@@ -1,4 +1,10 @@
-"""Every limit: a number, a name and a reason. `docs/limits.md` lists them for users; a test compares."""
+"""Every limit: a number, a name and a reason. `docs/limits.md` lists them for users; a test compares.
+
+What the protocol fixes, and what only bounds memory far from any use, is a constant. What depends on the
+network and the machine can be set for each exchange: see `Limits`, at the end.
+"""
+
+from dataclasses import dataclass, fields
 
 # What a message may be.
 MESSAGE_BYTES = 4 * 2**20  # gRPC's own default for what is received: any stub takes it
@@ -22,8 +28,20 @@ REQUEST_SECONDS = 30.0  # the deadline of a request that says none
 MESSAGE_SECONDS = 30.0  # the life of any other message that says none
 SEEN_SECONDS = 60.0  # ids of publications are remembered for twice their life
 QUESTION_SECONDS = 0.5  # how long a discovery waits for its answers
+REPEAT_SECONDS = 0.1  # before a question is asked again, while somebody is expected back
+SETTLE_SECONDS = 3.0  # so long others are expected back as well, after a relay came back without its memory
 NO_SECONDS = 1.0  # how long a "nobody" is believed, for an offer far away does not clear it
 HANDSHAKE_SECONDS = 5.0  # from connection to Hello or Welcome
+HEARTBEAT_SECONDS = 5.0  # of silence, before a peer is asked whether it is there
+SILENCE_SECONDS = 15.0  # of silence, before it is taken for gone: three heartbeats
+CONTEST_SECONDS = 2.0  # ... while another connection claims its id: a live peer answers at once
+AWAY_SECONDS = 5.0  # a broken link is waited for; then what waits for it fails or goes another way
+RESUME_SECONDS = 30.0  # a session is kept after a break: what was under way has expired by then
+ACK_SECONDS = 0.1  # before messages are acknowledged, if they are few: no write for each
+DIAL_SECONDS = 2.0  # one attempt to link again: the next may find the network as it was
+RECONNECT_MIN_SECONDS = 0.1  # the first attempt is at once, the next within this, and then twice that, and again ...
+RECONNECT_MAX_SECONDS = 1.0  # ... up to this; each at a random part of it, so that many do not come together
+RETRY_AFTER_MS = 500  # of a planned stop: whoever starts again is hardly back before
 DRAIN_SECONDS = 2.0  # how long a close waits for what was queued to leave
 STOP_SECONDS = 10.0  # how long a close waits for running handlers
 GRPC_HANDSHAKE_MS = 2_000  # a connection that never speaks HTTP/2 is dropped
@@ -58,9 +76,14 @@ OBSERVER_PAUSE_SECONDS = 0.1  # between two calls of plain functions that observ
 
 # How much waits on a link, and how much leaves it in one write.
 LINK_QUEUE_MESSAGES = 65_536  # beyond either, what should be forwarded is refused
-LINK_QUEUE_BYTES = 64 * 2**20
+LINK_QUEUE_BYTES = 32 * 2**20
 LINK_HIGH_WATER = 1_024  # beyond this many, `await send` waits
-LINK_HIGH_WATER_BYTES = 8 * 2**20
+LINK_HIGH_WATER_BYTES = 2 * 2**20  # two writes: more only waits
+CREDIT_MESSAGES = 1_024  # that one peer may have waiting here
+CREDIT_BYTES = 8 * 2**20  # the same in bytes: two of the largest messages
+UNACKED_MESSAGES = 4_096  # sent and not acknowledged, whatever credit there is: kept for a resume
+UNACKED_BYTES = 16 * 2**20  # the same in bytes
+ACK_MESSAGES = 256  # taken before they are acknowledged: a quarter of the credit
 BATCH_MESSAGES = 1_024  # grpcio moves a few thousand writes a second, whatever their size
 BATCH_BYTES = 2**20  # larger writes gain nothing and delay control frames
 CONTROL_FRAMES = 16_384  # questions, answers and changes of interest that wait on one link
@@ -71,3 +94,33 @@ HANDLER_QUEUE = 65_536  # one handler, waiting to run
 HANDLER_THREADS = 32  # plain `def` handlers of one exchange, running at once
 
 HOPS_OF_A_QUESTION = HOPS  # a message could not go further anyway
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of one exchange that can be set: `Exchange("hub", limits=Limits(silence_seconds=3))`.
+
+    Each is a positive number, by default the constant of the same name. Raises ValueError for what cannot work.
+    """
+
+    handshake_seconds: float = HANDSHAKE_SECONDS
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    silence_seconds: float = SILENCE_SECONDS
+    away_seconds: float = AWAY_SECONDS
+    resume_seconds: float = RESUME_SECONDS
+    reconnect_min_seconds: float = RECONNECT_MIN_SECONDS
+    reconnect_max_seconds: float = RECONNECT_MAX_SECONDS
+    credit_messages: int = CREDIT_MESSAGES
+    credit_bytes: int = CREDIT_BYTES
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{field.name} is a positive number, not {value!r}")
+        if self.heartbeat_seconds * 2 > self.silence_seconds:
+            raise ValueError("silence_seconds is at least two heartbeats: one may be late")
+        if self.credit_bytes < MESSAGE_BYTES + CREDIT_BYTES // 4:
+            raise ValueError(
+                f"credit_bytes is at least {MESSAGE_BYTES + CREDIT_BYTES // 4}: the largest message must fit"
+            )

@@ -1,34 +1,68 @@
-"""The links of one exchange: dialled, accepted, one for each peer, and gone.
+"""The links of one exchange: one for each peer, made, broken, resumed and gone.
 
-Whoever owns them is told by signals of `routing.py` what comes over a link (`route`, `peer.connect`,
-`peer.disconnect`, `peer.interest`, ...), and puts messages on one with `send`. What this exchange says
-of itself to a peer is put together here as well.
+Law: sans-IO. What the sessions of the links understand comes in by `heard`, what befalls their connections by
+`broke`, `ended` and `half_closed`; routing hears of it by the signals of `routing.py`, and puts messages on a
+link by `send`. Whatever moves the bytes is a `Line`. What this exchange says of itself to a peer is put
+together here as well.
+
+A peer is in `peers` from its first handshake until it is gone: a link that is broken is kept there for
+`away_seconds`. A line is in `by_peer` as long as its session may be resumed.
 """
 
-import asyncio
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from .errors import Code, LinkError
+from .errors import Code
 from .frames import PROTOCOL, Answer, Interest, Introduction, Query, Reject
 from .kernel import Kernel
-from .limits import LINKS
+from .limits import CONTEST_SECONDS, LINKS
 from .message import Message
+from .outbox import DISCONNECT
 from .patterns import RESERVED
-from .peer import Event, Opened, Received, Rejected, Session
-from .routing import Arrival, Lost, Neighbour, Rejection, Router
-from .transports import Transport
-from .transports.link import Link
+from .peer import (
+    FEATURES,
+    Broken,
+    Ended,
+    Event,
+    Forgotten,
+    Missing,
+    Opened,
+    Phase,
+    QueueFull,
+    Received,
+    Rejected,
+    Resumed,
+    Session,
+)
+from .routing import Lost, Neighbour, Rejection, Router
 from .version import AGENT
 
+
+class Line(Protocol):
+    """A session, and whatever carries its bytes."""
+
+    session: Session
+    read_all: bool  # the other side will send no more
+
+    def wake(self) -> None:
+        """The session has something to say."""
+
+    def take_over(self, other: Any) -> None:
+        """Go on over the connection of another line, of which nothing is left then."""
+
+    def settled(self, peer: str) -> None:
+        """The handshake is done: who dialled has a link to `peer` now, this one or another."""
+
+
+L = TypeVar("L", bound=Line)
 P = TypeVar("P")  # what stands for a peer
 
 
-class Links(Generic[P]):
+class Links(Generic[L, P]):
     """All links of one exchange.
 
-    `linked(link, introduction)` makes what stands for a peer in `peers`, `unlinked(id, reason)` hears that it
-    is gone, and `run` runs what was signalled on the kernel.
+    `linked(line, introduction)` makes what stands for a peer in `peers`, `tell(event, value)` shows an event,
+    and `run` runs what was signalled on the kernel.
     """
 
     def __init__(
@@ -40,66 +74,26 @@ class Links(Generic[P]):
         kernel: Kernel,
         router: Router,
         now: Callable[[], float],
-        linked: Callable[[Link, Introduction], P],
-        unlinked: Callable[[str, str], None],
+        linked: Callable[[Any, Introduction], P],
+        tell: Callable[[str, dict[str, Any]], None],
         run: Callable[[], None],
     ) -> None:
         self.id = id
         self.epoch = epoch
         self.exports = exports
         self.revision = 0  # of what we handle, subscribe to and export
-        self.by_peer: dict[str, Link] = {}  # open, the handshake done
+        self.by_peer: dict[str, L] = {}
         self.peers: dict[str, P] = {}
-        self.all: set[Link] = set()
+        self.lines: set[L] = set()  # that are not over
+        self._faces: dict[L, P] = {}
+        self._broken: dict[L, float] = {}  # since when
+        self._uncertain: dict[L, list[str]] = {}  # ids that were told to routing, and to nobody else so far
         self._linked = linked
-        self._unlinked = unlinked
+        self._tell = tell
         self._run = run
         self._kernel = kernel
         self._router = router
         self._now = now
-        self._opening: dict[Link, asyncio.Future[P]] = {}
-
-    # --------------------------------------------------------------------------------------- making and ending
-
-    async def dial(self, transport: Transport, check: Callable[[], object]) -> P:
-        """Link by a transport of ours; the peer, which may be linked already. Raises LinkError.
-
-        `check` is called once the transport is connected, and may raise.
-        """
-        link = self._link(transport, dialled=True)
-        try:
-            await transport.connect()
-            check()
-        except BaseException:
-            await transport.disconnect()
-            raise
-        future: asyncio.Future[P] = asyncio.get_running_loop().create_future()
-        self._opening[link] = future
-        self.all.add(link)
-        link.start()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            await link.close()
-            raise
-        finally:
-            self._opening.pop(link, None)
-
-    async def accept(self, transport: Transport) -> None:
-        """Run a connection that came in, until it is over."""
-        link = self._link(transport, dialled=False)
-        if len(self.all) >= LINKS:
-            link.session.goodbye(Code.RESOURCE_EXHAUSTED, f"{self.id} has {LINKS} links already")
-        self.all.add(link)
-        link.start()
-        await link.over.wait()
-
-    async def close(self) -> None:
-        """Say goodbye to all."""
-        await asyncio.gather(*(link.close() for link in list(self.all)))
-
-    def _link(self, transport: Transport, *, dialled: bool) -> Link:
-        return Link(transport, Session(self.introduction(), dialled=dialled, now=self._now()), self, self._now)
 
     # ------------------------------------------------------------------------------------------ what goes out
 
@@ -110,6 +104,7 @@ class Links(Generic[P]):
             self.id,
             self.epoch,
             min(protocol, PROTOCOL),
+            FEATURES,
             agent=AGENT,
             relay=router.relay,
             revision=self.revision,
@@ -127,70 +122,139 @@ class Links(Generic[P]):
     def announce(self, **change: Any) -> None:
         """Tell all peers what has changed of that."""
         self.revision += 1
-        for link in self.by_peer.values():
-            link.session.announce(**change)
-            link.wake()
+        for line in self.by_peer.values():
+            line.session.announce(**change)
+            line.wake()
 
     def send(self, to: str, message: Message) -> None:
         """Put a message on a link. Raises InvalidMessage if that cannot be."""
-        link = self.by_peer[to]
-        link.session.send(message)
-        link.wake()
-        if link.read_all:
-            self.half_closed(link)
+        line = self.by_peer[to]
+        session = line.session
+        try:
+            dropped = session.send(message)
+        except QueueFull as error:
+            if session.out.policy == DISCONNECT and session.full:
+                session.goodbye(Code.RESOURCE_EXHAUSTED, str(error))
+                self._gone(line, str(error))
+            raise
+        if dropped:
+            self._kernel.sig("dropped", (to, dropped, session.out.policy, self._now()))
+        line.wake()
+        if line.read_all:
+            self.half_closed(line)
 
     def control(self, to: str, frame: Query | Answer | Reject) -> bool:
         """Put a question or an answer on a link; False if it takes no more."""
-        link = self.by_peer[to]
-        link.wake()
-        return link.session.control(frame)
+        line = self.by_peer[to]
+        line.wake()
+        return line.session.control(frame)
 
-    # ----------------------------------------------------------------------------------- what links say to us
+    # ----------------------------------------------------------------------------------- what lines say to us
 
-    def heard(self, link: Link, events: list[Event]) -> None:
-        """See `link.Owner`."""
+    def begun(self, line: L) -> None:
+        """We have dialled, or somebody has dialled us."""
+        if len(self.lines) >= LINKS and not line.session.dialled:
+            line.session.goodbye(Code.RESOURCE_EXHAUSTED, f"{self.id} has {LINKS} links already")
+        self.lines.add(line)
+
+    def over(self, line: L) -> None:
+        """Nothing is left of it."""
+        self.lines.discard(line)
+
+    def heard(self, line: L, events: list[Event]) -> None:
+        """What one frame meant, or the time that has passed."""
         now = self._now()
         sig = self._kernel.sig
         for event in events:
             if isinstance(event, Received):
-                sig("route", Arrival(event.message, self._id_of(link), now))
+                sig("arrived", (self._id_of(line), event.messages, now))
             elif isinstance(event, Opened):
-                self._opened(link, event.peer)
+                self._opened(line, event.peer)
+            elif isinstance(event, Resumed):
+                self._resumed(line, event)
             elif isinstance(event, Interest):
-                sig("peer.interest", (self._id_of(link), event, now))
+                sig("peer.interest", (self._id_of(line), event, now))
             elif isinstance(event, Query):
-                sig("peer.asked", (self._id_of(link), event, now))
+                sig("peer.asked", (self._id_of(line), event, now))
             elif isinstance(event, Answer):
-                sig("peer.answered", (self._id_of(link), event, now))
+                sig("peer.answered", (self._id_of(line), event, now))
             elif isinstance(event, Rejected):
-                sig("rejected", Rejection(self._id_of(link), event.id, event.error, now))
+                sig("rejected", Rejection(self._id_of(line), event.id, event.error, now))
+            elif isinstance(event, Broken):
+                self.broke(line, event.reason)
+            elif isinstance(event, Missing):
+                self._missing(line, event.unsent)
+            elif isinstance(event, Forgotten):
+                self._uncertain_of(line, event.uncertain)
+            else:
+                assert isinstance(event, Ended), event
         self._run()
 
-    def _id_of(self, link: Link) -> str:
-        peer = link.session.peer
-        return peer.exchange if peer is not None and self.by_peer.get(peer.exchange) is link else ""
+    def _id_of(self, line: L) -> str:
+        peer = line.session.peer
+        return peer.exchange if peer is not None and self.by_peer.get(peer.exchange) is line else ""
 
-    def _opened(self, link: Link, peer: Introduction) -> None:
+    def _opened(self, line: L, peer: Introduction) -> None:
         known = self.by_peer.get(peer.exchange)
-        session = link.session
+        session = line.session
+        if known is not None and not session.dialled:
+            events = known.session.rejoin(peer, self.introduction(peer.protocol), self._now())
+            if events is not None:
+                known.take_over(line)
+                self.heard(known, events)
+                return
+            reason = f"{peer.exchange} is linked to {self.id} already"
+            session.goodbye(Code.ALREADY_EXISTS, reason, retry_after_ms=round(CONTEST_SECONDS * 1_000))
+            known.wake()
+            return
         if known is not None:
             # Two who dial each other at the same time keep the link that the smaller id dialled.
-            if session.dialled and not known.session.dialled and self.id < peer.exchange:
-                self._part(known, "a link that was dialled at the same time takes its place")
-            else:
+            open_ = known.session.phase is not Phase.AWAY
+            if open_ and (known.session.dialled or self.id > peer.exchange):
                 session.goodbye(Code.ALREADY_EXISTS, f"{peer.exchange} is linked to {self.id} already")
-                self._settle(link, peer.exchange)
+                line.settled(peer.exchange)
                 return
+            self._part(known, "another link to it takes its place")
         if not session.dialled:
             session.welcome(self.introduction(peer.protocol))
         elif session.me.revision != self.revision:  # what changed since the Hello was written
             self._catch_up(session)
-        self.by_peer[peer.exchange] = link
-        self.peers[peer.exchange] = self._linked(link, peer)
+        self._faces[line] = self._linked(line, peer)
+        self._tell("peer.connected", {"id": peer.exchange, "agent": peer.agent, "relay": peer.relay})
+        self._present(line, peer)
+        line.settled(peer.exchange)
+
+    def _resumed(self, line: L, event: Resumed) -> None:
+        """It was broken, and is there again. If the session was not recovered, another life of the peer begins."""
+        peer, now = event.peer, self._now()
+        taken = self.by_peer.get(peer.exchange)
+        if taken is not None and taken is not line:  # it calls itself as somebody else now, who is linked already
+            line.session.goodbye(Code.ALREADY_EXISTS, f"{peer.exchange} is linked to {self.id} already")
+            return
+        if line.session.me.revision != self.revision:
+            self._catch_up(line.session)
+        since = self._broken.get(line, now)
+        if not event.recovered:
+            self._lose(line, event.unsent, event.uncertain, expected=True)
+        self._present(line, peer)
+        if event.unsent:
+            self._kernel.sig("reroute", (peer.exchange, event.unsent, now))
+        value = {
+            "id": peer.exchange,
+            "recovered": event.recovered,
+            "uncertain": self._uncertain.pop(line, []),
+            "seconds": round(now - since, 6),
+        }
+        self._tell("peer.resumed", value)
+
+    def _present(self, line: L, peer: Introduction) -> None:
+        """The link is open: routing may use it."""
+        self._broken.pop(line, None)
+        self.by_peer[peer.exchange] = line
+        self.peers[peer.exchange] = self._faces[line]
         self._kernel.sig(
             "peer.connect", Neighbour(peer.exchange, peer.relay, peer.handles, peer.subscribes, self._now())
         )
-        self._settle(link, peer.exchange)
 
     def _catch_up(self, session: Session) -> None:
         said, now = session.me, self.introduction()
@@ -202,48 +266,95 @@ class Links(Generic[P]):
             relay=now.relay,
         )
 
-    def _settle(self, link: Link, peer: str) -> None:
-        future = self._opening.get(link)
-        if future is not None and not future.done():
-            future.set_result(self.peers[peer])
+    def _part(self, line: L, reason: str) -> None:
+        line.session.goodbye(Code.ALREADY_EXISTS, reason)
+        self._gone(line, reason)
+        line.wake()
 
-    def _part(self, link: Link, reason: str) -> None:
-        link.session.goodbye(Code.ALREADY_EXISTS, reason)
-        self._gone(link, reason)
-        link.wake()
-
-    def late(self, link: Link, expired: list[Message]) -> None:
-        """See `link.Owner`."""
+    def late(self, line: L, expired: list[Message]) -> None:
+        """Messages whose time ended before they could be written."""
         self._kernel.sig("expired", (expired, self._now()))
         self._run()
 
-    def half_closed(self, link: Link) -> None:
-        """See `link.Owner`: what it asked is still answered, then the link ends."""
-        peer = link.session.peer
+    def half_closed(self, line: L) -> None:
+        """The other side will send no more, but reads: what it asked is still answered, then the link ends."""
+        peer = line.session.peer
         routed = self._router.links.get(peer.exchange) if peer is not None else None
-        if routed is None or self.by_peer.get(routed.id) is not link or not routed.came:
-            link.session.goodbye()
-            link.wake()
+        if routed is None or self.by_peer.get(routed.id) is not line or not routed.came:
+            line.session.goodbye()
+            line.wake()
 
-    def lost(self, link: Link, reason: str) -> None:
-        """See `link.Owner`."""
-        future = self._opening.get(link)
-        if future is not None and not future.done():
-            ended = link.ended
-            if ended is not None and ended.code is Code.ALREADY_EXISTS and ended.by in self.by_peer:
-                future.set_result(self.peers[ended.by])
-            else:
-                future.set_exception(LinkError(f"the link was refused or lost: {reason}"))
-        self._gone(link, reason)
+    # ------------------------------------------------------------------------------------ breaks, losses and ends
 
-    def over(self, link: Link) -> None:
-        """See `link.Owner`."""
-        self.all.discard(link)
-
-    def _gone(self, link: Link, reason: str) -> None:
-        peer = link.session.peer
-        if peer is not None and self.by_peer.get(peer.exchange) is link:
-            del self.by_peer[peer.exchange], self.peers[peer.exchange]
-            self._unlinked(peer.exchange, reason)
-            self._kernel.sig("peer.disconnect", Lost(peer.exchange, link.session.unsent(), self._now()))
+    def broke(self, line: L, reason: str) -> None:
+        """The connection is gone, and the session is kept: the peer may be back soon."""
+        id = self._id_of(line)
+        if id and line not in self._broken:
+            now = self._now()
+            self._broken[line] = now
+            self._kernel.sig("peer.away", (id, now))
+            self._tell("peer.lost", {"id": id, "reason": reason})
             self._run()
+
+    def _missing(self, line: L, unsent: list[Message]) -> None:
+        """It is not back, and nobody should wait."""
+        id = self._id_of(line)
+        self.peers.pop(id, None)
+        self._kernel.sig("peer.disconnect", Lost(id, unsent, self._now(), expected=line.session.dialled))
+        if unsent:
+            self._kernel.sig("reroute", (id, unsent, self._now()))
+
+    def _uncertain_of(self, line: L, uncertain: list[Message]) -> None:
+        id = self._id_of(line)
+        self._uncertain.setdefault(line, []).extend(message.id for message in uncertain)
+        if uncertain:
+            self._kernel.sig("uncertain", (id, uncertain, self._now()))
+
+    def ended(self, line: L, reason: str, *, returns: bool) -> None:
+        """The session is over. `returns`: it will be dialled again, for a new one."""
+        self._gone(line, reason, returns=returns)
+
+    def gave_up(self, line: L, reason: str) -> None:
+        """It was broken or ended, and is not waited for any more."""
+        peer = line.session.peer
+        self._gone(line, reason)
+        self._forget(line)
+        if peer is not None:
+            if peer.exchange not in self.by_peer:  # routing still expects it back
+                self._kernel.sig("peer.disconnect", Lost(peer.exchange, [], self._now()))
+            self._tell("peer.gave_up", {"id": peer.exchange, "reason": reason})
+        self._run()
+
+    def _forget(self, line: L) -> None:
+        self._faces.pop(line, None)
+        self._uncertain.pop(line, None)
+        self._broken.pop(line, None)
+
+    def _gone(self, line: L, reason: str, *, returns: bool = False) -> None:
+        id = self._id_of(line)
+        if not id:
+            return
+        uncertain, unsent = line.session.lost()
+        was_broken = line in self._broken
+        if returns:
+            self._broken.setdefault(line, self._now())
+        self._lose(line, unsent, uncertain, expected=returns)
+        if unsent:
+            self._kernel.sig("reroute", (id, unsent, self._now()))
+        if not returns:
+            self._forget(line)
+        if not was_broken:
+            self._tell("peer.lost", {"id": id, "reason": reason})
+        self._run()
+
+    def _lose(self, line: L, unsent: list[Message], uncertain: list[Message], *, expected: bool) -> None:
+        """One life of the peer is over."""
+        id = next((id for id, known in self.by_peer.items() if known is line), "")
+        if not id:
+            return
+        del self.by_peer[id]
+        self.peers.pop(id, None)
+        self._kernel.sig("peer.disconnect", Lost(id, unsent, self._now(), expected=expected))
+        self._uncertain.setdefault(line, []).extend(message.id for message in uncertain)
+        if uncertain:
+            self._kernel.sig("uncertain", (id, uncertain, self._now()))

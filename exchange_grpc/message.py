@@ -11,7 +11,7 @@ from enum import IntEnum
 from hashlib import blake2b
 from math import inf
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .errors import RequestError
 from .limits import CAUSES, MESSAGE_SECONDS, PATH, TRACE_BASE_BYTES
@@ -86,6 +86,16 @@ _UNREAD: Any = object()
 _LATEST_US = 2**62  # far beyond any clock
 
 
+class Keeper(Protocol):
+    """The link by which a message came: it lets so much more come as does not wait here."""
+
+    def retain(self, size: int) -> None:
+        """A message of so many bytes waits."""
+
+    def release(self, size: int) -> None:
+        """... and does not any more."""
+
+
 @dataclass(slots=True, eq=False)
 class Message:
     """One message. Treat it as immutable: only the exchange that holds it rewrites `trace` and `deadline`."""
@@ -107,6 +117,7 @@ class Message:
     outcome: Outcome | None = None
     many: bool = False  # a request to all who handle the name
     lost: tuple[str, ...] | None = None  # of the reply that ends those to many: whose replies are lost; no value
+    keeper: Keeper | None = field(default=None, repr=False)  # who is told while it waits here; None: nobody asks
     wire: Any = field(default=None, repr=False)  # what `wire.py` read it from: keeps the fields that are not known here
     _value: Any = field(default=_UNREAD, repr=False)
 

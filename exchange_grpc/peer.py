@@ -1,10 +1,18 @@
-"""One link's session, from Hello to Goodbye.
+"""The session of two exchanges, from Hello to Goodbye, over as many connections as it takes.
 
 Law: sans-IO. Bytes that came in go into `receive`, which returns what they mean; what shall be said
-goes into `send`, `announce`, `ask`, `tell` and `goodbye`, and comes out of `data_to_send` as bytes;
-`tick` is told the time. No socket, clock or randomness: the same input gives the same output.
+goes into `send`, `announce`, `control` and `goodbye`, and comes out of `data_to_send` as bytes;
+`tick` is told the time, at `next_deadline` at the latest. No socket, clock or randomness: the same input gives
+the same output.
 
-States: OPENING (the handshake) -> OPEN -> CLOSING (Goodbye said, queued messages leave first) -> CLOSED.
+    OPENING --Hello, Welcome--> OPEN --goodbye--> CLOSING --queue empty--> CLOSED
+       ^                         |
+       +--dial / rejoin-- AWAY <-+ the connection broke: what has left and was not acknowledged is kept
+
+A session is resumed by who has its token, which changes each time. `Resumed.recovered` is true if the session
+went on: nothing was lost, nothing will be taken twice. Otherwise a new one has begun, and what is uncertain
+is told. AWAY for `away_seconds`, the peer is `Missing`: nobody should wait for it any more. AWAY for
+`resume_seconds`, the session is `Forgotten`.
 
 Control frames never wait behind messages: `data_to_send` gives them first, then one Batch with as many
 of the queued messages as one write may carry. So batches form by themselves while a write is under way.
@@ -14,42 +22,45 @@ peer that does not relay, only if the peer made it.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from hmac import compare_digest
+from math import inf
 
 from . import wire
 from .errors import Code, InvalidMessage, LimitExceeded, RequestError
 from .frames import (
+    Ack,
     Answer,
     Batch,
+    Credit,
     Frame,
     Goodbye,
     Hello,
     Interest,
     Introduction,
+    Ping,
+    Pong,
     Query,
     Refusal,
     Reject,
     Welcome,
 )
-from .limits import (
-    BATCH_BYTES,
-    BATCH_MESSAGES,
-    CONTROL_FRAMES,
-    HANDSHAKE_SECONDS,
-    LINK_HIGH_WATER,
-    LINK_HIGH_WATER_BYTES,
-    LINK_QUEUE_BYTES,
-    LINK_QUEUE_MESSAGES,
-    NAMES_PER_PEER,
-)
-from .message import Hop, Message
+from .inbox import Gap, Inbox
+from .limits import CONTEST_SECONDS, CONTROL_FRAMES, NAMES_PER_PEER, Limits
+from .message import Hop, Kind, Message
+from .outbox import AROUND, WAIT, Outbox, QueueFull
 
-_AROUND = 32  # bytes: a message's time left, its tag and length in the batch; and the frame around a batch
-_LONGEST_US = 2**62  # of time left, far beyond any use: what lives for ever fits the field
-_LAST_SEQ = 2**64 - 1
+__all__ = ["QueueFull"]  # for those who send
+
 VALUE = "value"  # the feature: payloads are wanted as `value`
+RESUME = "resume"  # ... it acknowledges, and may resume
+PING = "ping"  # ... it answers Ping
+FEATURES = (PING, RESUME)  # ours
+_TOKEN_BYTES = 16
+_SESSION_BYTES = 8
+_DEFAULTS = Limits()
 
 
 class Phase(Enum):
@@ -57,22 +68,33 @@ class Phase(Enum):
 
     OPENING = "opening"
     OPEN = "open"
+    AWAY = "away"
     CLOSING = "closing"
     CLOSED = "closed"
 
 
 @dataclass(slots=True, frozen=True)
 class Opened:
-    """The handshake is done: this is the peer."""
+    """The first handshake is done: this is the peer."""
 
     peer: Introduction
 
 
 @dataclass(slots=True, frozen=True)
-class Received:
-    """A message, with its last hop confirmed."""
+class Resumed:
+    """The peer is there again. If the session could not be recovered: what is uncertain, and what never left."""
 
-    message: Message
+    peer: Introduction
+    recovered: bool
+    uncertain: list[Message] = field(default_factory=list)
+    unsent: list[Message] = field(default_factory=list)
+
+
+@dataclass(slots=True, frozen=True)
+class Received:
+    """Messages, each with its last hop confirmed."""
+
+    messages: list[Message]
 
 
 @dataclass(slots=True, frozen=True)
@@ -84,64 +106,224 @@ class Rejected:
 
 
 @dataclass(slots=True, frozen=True)
+class Broken:
+    """This connection is of no use any more; the session may be resumed over another, not before `retry_after_ms`."""
+
+    reason: str
+    retry_after_ms: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Missing:
+    """The peer has been away for so long that nobody should wait: what has not left goes another way, or fails."""
+
+    unsent: list[Message]
+
+
+@dataclass(slots=True, frozen=True)
+class Forgotten:
+    """The session cannot be resumed any more: of these messages nobody knows whether they arrived."""
+
+    uncertain: list[Message]
+
+
+@dataclass(slots=True, frozen=True)
 class Ended:
     """The session is over: as planned if `code` is OK. Nothing else follows. `by` is the id of who ended it."""
 
     code: Code
     reason: str
     by: str
+    retry_after_ms: int = 0
+    stay_away: bool = False
 
 
-Event = Opened | Received | Rejected | Interest | Query | Answer | Ended
+Event = (
+    Opened | Resumed | Received | Rejected | Interest | Query | Answer | Broken | Missing | Forgotten | Ended
+)  # fmt: skip
 
 
-class QueueFull(LimitExceeded):
-    """The peer takes messages more slowly than they come, and the link's queue is full."""
+class Backoff:
+    """When to dial again: at once, then after a random part of a time that doubles up to a bound.
+
+    `draw` gives a number from 0 to 1. A link that breaks right after it was made does not count as made.
+    """
+
+    def __init__(self, limits: Limits, draw: Callable[[], float]) -> None:
+        self._limits = limits
+        self._draw = draw
+        self._attempts = 0
+        self._made = -inf
+
+    def made(self, now: float) -> None:
+        """The link is there."""
+        self._made = now
+
+    def broke(self, now: float) -> None:
+        """... and gone."""
+        if now - self._made >= self._limits.reconnect_max_seconds:
+            self._attempts = 0
+
+    def next(self) -> float:
+        """The seconds until the next attempt."""
+        self._attempts += 1
+        if self._attempts == 1:
+            return 0.0
+        most = self._limits.reconnect_min_seconds * 2.0 ** min(self._attempts - 2, 64)
+        return self._draw() * min(most, self._limits.reconnect_max_seconds)
 
 
 class Session:
     """One side of a link.
 
     `me` is what Hello or Welcome will say. The side that `dialled` speaks first; the other side calls
-    `welcome` once it has seen who it is (the `Opened` event), or `goodbye` to refuse.
+    `welcome` once it has seen who it is (the `Opened` event), or `goodbye` to refuse, or lets the session that
+    it has with that peer already `rejoin`. `draw` gives so many random bytes; without it no session of ours
+    can be resumed.
     """
 
-    def __init__(self, me: Introduction, *, dialled: bool, now: float) -> None:
+    def __init__(
+        self,
+        me: Introduction,
+        *,
+        dialled: bool,
+        now: float,
+        limits: Limits = _DEFAULTS,
+        when_full: str = WAIT,
+        draw: Callable[[int], bytes] | None = None,
+    ) -> None:
         self.me = me
         self.dialled = dialled
         self.phase = Phase.OPENING
         self.peer: Introduction | None = None
         self.as_value = False
-        self._handshake_until = now + HANDSHAKE_SECONDS
+        self.out = Outbox(when_full)
+        self.into = Inbox(limits)
+        self._limits = limits
+        self._draw = draw
+        self._met = False  # the peer has introduced itself on this connection
+        self._since = now  # this connection began, or the last one broke
+        self._missing = self._forgotten = False  # ... so long ago that this was told
+        self._session = ""
+        self._token = self._former_token = b""  # the former counts until the peer is known to have the other
+        self._gap_at = 0  # a gap was found behind this number
+        self._heard = self._pinged = self._ticked = now
+        self._contested: float | None = None
+        self._ping: int | None = None
+        self._pong: int | None = None
         self._control: deque[bytes] = deque()
-        self._queue: deque[tuple[Message, wire.Packed, int]] = deque()
-        self._queued_bytes = 0
-        self._sent = 0  # sequence number of the last message that left
-        self._sent_ids: deque[tuple[int, str]] = deque(maxlen=BATCH_MESSAGES)  # for a Reject without an id
-        self._received = 0
+        self._rejects: deque[bytes] = deque()
         self._revision = me.revision
-        self._goodbye: bytes | None = None
+        self._goodbye: Goodbye | None = None
         self._expected = 0  # revision of the peer's interest
         self._handles: set[str] = set()
         self._subscribes: set[str] = set()
         if dialled:
-            self._control.append(wire.encode(Hello(me)))
+            self._control.append(wire.encode(Hello(self._introduction())))
+
+    # ------------------------------------------------------------------------------- connections come and go
+
+    def dial(self, me: Introduction, now: float) -> None:
+        """We who dialled have a new connection: Hello again."""
+        self.me, self._revision = me, me.revision
+        self.phase, self._met, self._since = Phase.OPENING, False, now
+        self._heard = self._ticked = now
+        self._control.append(wire.encode(Hello(self._introduction())))
+
+    def disconnected(self, now: float) -> bool:
+        """The connection is gone. Whether it is worth while to wait for the peer: by `dial` or `rejoin` it goes on."""
+        if self.phase is Phase.OPEN and (self.dialled or self._token):
+            self._leave(now)
+        elif self.phase is Phase.OPENING and self.peer is not None and self.dialled:
+            self.phase = Phase.AWAY
+        elif self.phase is not Phase.AWAY:
+            self.phase = Phase.CLOSED
+        return self.phase is Phase.AWAY
+
+    def _leave(self, now: float) -> None:
+        self.phase, self._met, self._since = Phase.AWAY, False, now
+        self._missing = False
+        self._forgotten = not self._token
+        self._contested = self._ping = self._pong = None
+        self._control.clear()  # said anew in Hello and Welcome, but for what was refused
+
+    def revive(self, now: float) -> None:
+        """After its end: we who dialled may dial again, for a new session. See `lost` for the old one."""
+        self._leave(now)
+        self._goodbye = None
+        self._missing = self._forgotten = True
+
+    def rejoin(self, peer: Introduction, me: Introduction, now: float) -> list[Event] | None:
+        """The peer has dialled again, and says this. None if the connection that we have may be alive.
+
+        Then whoever dialled is to be refused: he may come back when the other one has had time to answer. If both
+        dial at the same time, the attempt of the smaller id counts.
+        """
+        if self.phase is Phase.OPENING and self.dialled and self.me.exchange < peer.exchange:
+            return None
+        if self._proves_itself(peer):
+            try:
+                self.out.resumed(peer.received, peer.received_bytes)
+            except InvalidMessage:
+                return self._begin_anew(peer, me, now)
+            return self._go_on(peer, me, now)
+        if self.phase is not Phase.AWAY:
+            if self._contested is None and self._answers_pings():
+                self._contested = now
+                self._ask(now)
+            return None
+        return self._begin_anew(peer, me, now)
+
+    def _proves_itself(self, peer: Introduction) -> bool:
+        known = self.peer
+        same = known is not None and (known.exchange, known.epoch) == (peer.exchange, peer.epoch)
+        if not same or not self._token or self._forgotten or peer.session != self._session:
+            return False
+        former = bool(self._former_token) and compare_digest(peer.token, self._former_token)
+        return compare_digest(peer.token, self._token) or former
+
+    def _go_on(self, peer: Introduction, me: Introduction, now: float) -> list[Event]:
+        self._former_token = peer.token
+        self._present(peer, me, now, recovered=True)
+        return [Resumed(peer, True)]
+
+    def _begin_anew(self, peer: Introduction, me: Introduction, now: float) -> list[Event]:
+        uncertain, unsent = self.lost()
+        self._present(peer, me, now, recovered=False)
+        return [Resumed(peer, False, uncertain, unsent)]
+
+    def lost(self) -> tuple[list[Message], list[Message]]:
+        """The session is over: what is uncertain, and what never left."""
+        self.into.begin()
+        self._session, self._token, self._former_token = "", b"", b""
+        self._rejects.clear()
+        return self.out.take_uncertain(), self.out.take_unsent()
+
+    def _present(self, peer: Introduction, me: Introduction, now: float, *, recovered: bool) -> None:
+        """Welcome the peer, whom we know, on a new connection."""
+        self._control.clear()
+        self._ping = self._pong = self._goodbye = None
+        self._since = self._heard = self._ticked = now
+        self._meet(peer)
+        self.welcome(me, recovered=recovered)
 
     # -------------------------------------------------------------------------------------------- in
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """What the bytes of one frame mean. A frame that breaks the protocol ends the session."""
-        if self.phase is Phase.CLOSED:
+        if self.phase in (Phase.CLOSED, Phase.AWAY):
             return []
+        self._heard = now
+        self._contested = None
         try:
             frame = wire.decode(data, now)
         except InvalidMessage as error:
             return self._broken(str(error))
-        return self._introduced(frame) if self.peer is None else self._understood(frame)
+        return self._understood(frame, len(data), now) if self._met else self._introduced(frame)
 
     def _introduced(self, frame: Frame) -> list[Event]:
         if isinstance(frame, Goodbye):
-            return self._end(frame.code, frame.message, by=frame.exchange)
+            return self._goodbye_heard(frame)
         if self.phase is Phase.CLOSING:  # we have said goodbye already: who it was does not matter any more
             return []
         wanted = Welcome if self.dialled else Hello
@@ -152,50 +334,113 @@ class Session:
             return self._refuse(Code.ALREADY_EXISTS, f"both ends of this link call themselves {peer.exchange}")
         if max(len(peer.handles), len(peer.subscribes), len(peer.exports)) > NAMES_PER_PEER:
             return self._broken(f"more than {NAMES_PER_PEER} names or patterns are declared")
-        self.peer = peer
-        self.as_value = VALUE in peer.features
-        self._expected = peer.revision
-        self._handles.update(peer.handles)
-        self._subscribes.update(peer.subscribes)
-        if self.dialled:
-            self.phase = Phase.OPEN
-        return [Opened(peer)]
+        if not self.dialled or self.peer is None:
+            self._meet(peer)
+            return [Opened(peer)]
+        return self._welcomed_back(peer)
 
-    def _understood(self, frame: Frame) -> list[Event]:
+    def _welcomed_back(self, peer: Introduction) -> list[Event]:
+        """We have dialled again."""
+        if not peer.recovered:
+            uncertain, unsent = self.lost()
+            self._meet(peer)
+            return [Resumed(peer, False, uncertain, unsent)]
+        known = self.peer
+        assert known is not None
+        if (peer.exchange, peer.session) != (known.exchange, self._session):
+            return self._broken("a session is resumed that is none of ours")
+        try:
+            self.out.resumed(peer.received, peer.received_bytes)
+        except InvalidMessage as error:
+            return self._broken(str(error))
+        self._meet(peer)
+        return [Resumed(peer, True)]
+
+    def _meet(self, peer: Introduction) -> None:
+        """This is the peer, and what it has said of itself."""
+        self.peer, self._met = peer, True
+        self._missing = self._forgotten = False
+        self.as_value = self.as_value or VALUE in peer.features
+        self._expected = peer.revision
+        self._handles, self._subscribes = set(peer.handles), set(peer.subscribes)
+        resumes = RESUME in peer.features
+        self.out.keeps = self.into.acknowledges = resumes
+        self.out.credit = peer.credit
+        if self.dialled:
+            self._session, self._token = (peer.session, peer.token) if resumes else ("", b"")
+            self.phase = Phase.OPEN
+
+    def _understood(self, frame: Frame, size: int, now: float) -> list[Event]:
         if isinstance(frame, Batch):
-            return self._batch(frame)
+            return self._batch(frame, size, now)
+        self._former_token = b""
+        if isinstance(frame, Ack):
+            return self._acknowledged(frame.seq)
+        if isinstance(frame, Credit):
+            self.out.credited(frame)
+            return []
+        if isinstance(frame, Ping):
+            self._pong = frame.nonce
+            return []
         if isinstance(frame, Query | Answer):
             return [frame]
         if isinstance(frame, Interest):
             return self._interest(frame)
         if isinstance(frame, Reject):
-            known = dict(self._sent_ids)
-            return [Rejected(frame.id or known.get(frame.seq, ""), frame.error)]
+            return [Rejected(frame.id or self.out.id_of(frame.seq), frame.error)]
         if isinstance(frame, Goodbye):
-            return self._end(frame.code, frame.message, by=frame.exchange)
+            return self._goodbye_heard(frame)
         if isinstance(frame, Hello | Welcome):
             return self._broken("an introduction comes once, as the first frame")
         return []
 
-    def _batch(self, batch: Batch) -> list[Event]:
+    def _acknowledged(self, seq: int) -> list[Event]:
+        try:
+            self.out.acknowledged(seq)
+        except InvalidMessage as error:
+            return self._broken(str(error))
+        return []
+
+    def _batch(self, batch: Batch, size: int, now: float) -> list[Event]:
+        self._former_token = b""
         self.as_value = self.as_value or batch.used_value
-        if batch.seq:
-            self._received = batch.seq - 1
-        if self._received + len(batch.messages) > _LAST_SEQ:
-            return self._broken("the sequence numbers ran over")
-        events: list[Event] = []
-        for message in batch.messages:
-            self._received += 1
+        into = self.into
+        try:
+            first, new = into.take(batch.seq, list(batch.messages), size, now)
+        except Gap as error:
+            return self._gap(str(error), now)
+        except InvalidMessage as error:
+            return self._broken(str(error))
+        taken: list[Message] = []
+        counted = 0  # the last one that needs credit
+        for seq, message in enumerate(new, first):
             if isinstance(message, Message):
-                refusal = self._admit(message)
+                if message.kind is not Kind.CANCEL:
+                    counted = seq
+                refusal = self._admit(message, seq)
                 if refusal is None:
-                    events.append(Received(message))
+                    message.keeper = into
+                    taken.append(message)
                     continue
                 message = Refusal(message.id, wire.refused(refusal))
-            self.reject(self._received, message.id, message.error)
-        return events
+            self.reject(seq, message.id, message.error)
+        if counted and self.peer is not None and self.peer.credit is not None:
+            try:
+                into.check_credit(counted)
+            except LimitExceeded as error:
+                return self._refuse(Code.RESOURCE_EXHAUSTED, str(error))
+        return [Received(taken)] if taken else []
 
-    def _admit(self, message: Message) -> InvalidMessage | None:
+    def _gap(self, reason: str, now: float) -> list[Event]:
+        """Once, the peer may send again what is missing."""
+        at = self.into.received + 1
+        if self._gap_at == at or not self._token:
+            return self._refuse(Code.DATA_LOSS, reason)
+        self._gap_at = at
+        self._leave(now)
+        return [Broken(reason)]
+
+    def _admit(self, message: Message, seq: int) -> InvalidMessage | None:
         """Confirm who sent it, and fill in what a simple peer leaves out."""
         peer = self.peer
         assert peer is not None
@@ -208,7 +453,7 @@ class Session:
         if not message.id and message.from_ != peer.exchange:
             return InvalidMessage("it is passed on, and has no id")
         if not message.id:
-            message.id = f"{message.from_}.{peer.epoch}.{self._received}"
+            message.id = f"{message.from_}.{peer.epoch}.{seq}"
         if hops[-1].exchange != peer.exchange:
             return InvalidMessage(f"its last hop is {hops[-1].exchange}, but it came from {peer.exchange}")
         if hops[0].exchange != message.from_ or not message.id.startswith(message.from_ + "."):
@@ -231,51 +476,146 @@ class Session:
             self.peer = replace(self.peer, relay=interest.relay)
         return [interest]
 
-    def tick(self, now: float) -> list[Event]:
-        """Tell the session the time: a handshake that takes too long ends it."""
-        if self.phase is Phase.OPENING and now >= self._handshake_until:
-            return self._refuse(Code.DEADLINE_EXCEEDED, f"no introduction within {HANDSHAKE_SECONDS:g} s")
-        return []
+    def _goodbye_heard(self, frame: Goodbye) -> list[Event]:
+        if not self._met and self.peer is not None and not frame.stay_away:
+            self.phase = Phase.AWAY  # not now: we have dialled too soon
+            return [Broken(frame.message, retry_after_ms=frame.retry_after_ms)]
+        if self._met and self.out.keeps:
+            try:
+                self.out.refused_after(frame.received)
+            except InvalidMessage as error:
+                return self._broken(str(error))
+        return self._end(frame.code, frame.message, frame.exchange, frame.retry_after_ms, stay_away=frame.stay_away)
 
     def _broken(self, reason: str) -> list[Event]:
         return self._refuse(Code.INVALID_ARGUMENT, reason)
 
     def _refuse(self, code: Code, reason: str) -> list[Event]:
         stay_away = code is Code.INVALID_ARGUMENT
-        self._goodbye = wire.encode(Goodbye(code, reason, stay_away=stay_away, exchange=self.me.exchange))
-        return self._end(code, reason, by=self.me.exchange)
+        self._goodbye = Goodbye(code, reason, stay_away=stay_away)
+        return self._end(code, reason, self.me.exchange, stay_away=stay_away)
 
-    def _end(self, code: Code, reason: str, *, by: str) -> list[Event]:
+    def _end(
+        self, code: Code, reason: str, by: str, retry_after_ms: int = 0, *, stay_away: bool = False
+    ) -> list[Event]:
         self.phase = Phase.CLOSED
-        return [Ended(code, reason, by)]
+        return [Ended(code, reason, by, retry_after_ms, stay_away)]
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def next_deadline(self) -> float:
+        """When `tick` is due, if nothing is heard before."""
+        limits = self._limits
+        if self.phase is Phase.AWAY:
+            if not self._missing:
+                return self._since + limits.away_seconds
+            return inf if self._forgotten else self._since + limits.resume_seconds
+        if self.phase is Phase.OPENING:
+            return self._since + limits.handshake_seconds
+        due = [at for at in (self.into.ack_due,) if at is not None]
+        if self._answers_pings():
+            due += [max(self._heard, self._pinged) + limits.heartbeat_seconds, self._silent_at()]
+        return min(due, default=inf)
+
+    def tick(self, now: float) -> list[Event]:
+        """Tell the session the time: what takes too long ends."""
+        slept = now - self._ticked > self._limits.silence_seconds
+        self._ticked = now
+        if self.phase is Phase.AWAY:
+            return self._wait(now)
+        if self.phase is Phase.OPENING:
+            return self._hurry(now)
+        if self.phase in (Phase.OPEN, Phase.CLOSING) and self._answers_pings():
+            return self._listen(now, slept=slept)
+        return []
+
+    def _answers_pings(self) -> bool:
+        return self.peer is not None and PING in self.peer.features
+
+    def _silent_at(self) -> float:
+        silent = self._heard + self._limits.silence_seconds
+        return silent if self._contested is None else min(silent, self._contested + CONTEST_SECONDS)
+
+    def _listen(self, now: float, *, slept: bool) -> list[Event]:
+        """Whether the peer is there: asked after a heartbeat of silence, and given up after a long one."""
+        if slept:  # it was we who did not listen: the peer has one more heartbeat to be heard
+            self._heard = max(self._heard, now - self._limits.silence_seconds + self._limits.heartbeat_seconds)
+        if now >= self._silent_at():
+            contested = self._contested is not None
+            self._leave(now)
+            reason = f"nothing was heard of it for {now - self._heard:.3g} s"
+            return [Broken(f"{reason}, and another claims its id" if contested else reason), *self._give_up_waiting()]
+        if now >= max(self._heard, self._pinged) + self._limits.heartbeat_seconds:
+            self._ask(now)
+        return []
+
+    def _ask(self, now: float) -> None:
+        self._pinged = now
+        self._ping = (self._ping or 0) + 1
+
+    def _hurry(self, now: float) -> list[Event]:
+        """A handshake that takes too long."""
+        seconds = self._limits.handshake_seconds
+        if now < self._since + seconds:
+            return []
+        if self.peer is not None and self.dialled:
+            self.phase = Phase.AWAY
+            return [Broken(f"no introduction within {seconds:g} s")]
+        return self._refuse(Code.DEADLINE_EXCEEDED, f"no introduction within {seconds:g} s")
+
+    def _wait(self, now: float) -> list[Event]:
+        """AWAY: for how long is it waited for?"""
+        events: list[Event] = []
+        if not self._missing and now >= self._since + self._limits.away_seconds:
+            events += self._give_up_waiting()
+        if not self._forgotten and now >= self._since + self._limits.resume_seconds:
+            self._forgotten = True
+            uncertain, _ = self.lost()
+            events.append(Forgotten(uncertain))
+        return events
+
+    def _give_up_waiting(self) -> list[Event]:
+        self._missing = True
+        return [Missing(self.out.take_unsent())]
 
     # ------------------------------------------------------------------------------------------- out
 
-    def welcome(self, me: Introduction) -> None:
+    def _introduction(self) -> Introduction:
+        """What Hello and Welcome say, with the session in it."""
+        return replace(
+            self.me,
+            session=self._session,
+            token=self._token,
+            received=self.into.restate(),
+            received_bytes=self.into.received_bytes,
+            credit=self.into.give(),
+        )
+
+    def welcome(self, me: Introduction, *, recovered: bool = False) -> None:
         """Answer the Hello: the link is open."""
         self.me, self._revision = me, me.revision
         self.phase = Phase.OPEN
-        self._control.append(wire.encode(Welcome(me)))
+        if self._draw is not None and self.into.acknowledges:
+            if not recovered:
+                self._session = self._draw(_SESSION_BYTES).hex()
+            self._token = self._draw(_TOKEN_BYTES)
+        self._control.append(wire.encode(Welcome(replace(self._introduction(), recovered=recovered))))
 
-    def send(self, message: Message) -> None:
-        """Queue `message`. Raises QueueFull, and InvalidMessage if it cannot be said to this peer."""
+    def send(self, message: Message) -> list[Message]:
+        """Queue `message`; the messages that were dropped for it, by policy.
+
+        Raises QueueFull, and InvalidMessage if it cannot be said to this peer.
+        """
         packed = wire.pack(message, as_value=self.as_value)
-        size = packed.ByteSize() + _AROUND
-        if len(self._queue) >= LINK_QUEUE_MESSAGES or self._queued_bytes + size > LINK_QUEUE_BYTES:
-            raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
-        if self.peer is not None and size > min(self.peer.message_bytes + _AROUND, self.peer.frame_bytes - _AROUND):
+        size = packed.ByteSize() + AROUND
+        if self.peer is not None and size > min(self.peer.message_bytes + AROUND, self.peer.frame_bytes - AROUND):
             raise LimitExceeded(f"the message is larger than {self.peer.exchange} takes")
-        self._queued_bytes += size
-        self._queue.append((message, packed, size))
+        return self.out.put(message, packed, size)
 
     @property
     def full(self) -> bool:
         """So much waits that whoever can wait should."""
-        return len(self._queue) > LINK_HIGH_WATER or self._queued_bytes > LINK_HIGH_WATER_BYTES
-
-    def load(self) -> tuple[int, int]:
-        """How many messages wait to leave, and their bytes."""
-        return len(self._queue), self._queued_bytes
+        return self.out.full
 
     def announce(
         self,
@@ -303,59 +643,64 @@ class Session:
         self._control.append(wire.encode(change))
 
     def control(self, frame: Query | Answer | Reject) -> bool:
-        """Queue a question, an answer or a refusal: False if so many wait that the peer cannot be reading."""
-        if len(self._control) >= CONTROL_FRAMES:
+        """Queue a question, an answer or a refusal: False if the peer cannot be reading."""
+        if len(self._control) >= CONTROL_FRAMES or self.phase is Phase.AWAY:
             return False
         self._control.append(wire.encode(frame))
         return True
 
     def reject(self, seq: int, id: str, error: RequestError) -> None:
         """Refuse one message that was received; if very many such answers wait, this one is left out."""
-        if len(self._control) < CONTROL_FRAMES:
-            self._control.append(wire.encode(Reject(seq, id, error)))
+        if len(self._rejects) < CONTROL_FRAMES:
+            self._rejects.append(wire.encode(Reject(seq, id, error)))
 
-    def goodbye(self, code: Code = Code.OK, reason: str = "", *, retry_after_ms: int = 0) -> None:
-        """Say that the session ends, after what is queued."""
+    def goodbye(
+        self, code: Code = Code.OK, reason: str = "", *, retry_after_ms: int = 0, stay_away: bool = False
+    ) -> None:
+        """Say that the session ends, after what is queued, and when coming back is of use, if it is."""
         if self.phase in (Phase.OPENING, Phase.OPEN):
             self.phase = Phase.CLOSING
-            self._goodbye = wire.encode(Goodbye(code, reason, retry_after_ms, exchange=self.me.exchange))
+            self._goodbye = Goodbye(code, reason, retry_after_ms, stay_away)
+        elif self.phase is Phase.AWAY:
+            self.phase = Phase.CLOSED
 
     def data_to_send(self, now: float) -> tuple[bytes | None, list[Message]]:
         """The bytes of the next frame to write, or None; and messages whose time ended in the queue."""
-        if self._control:
-            return self._control.popleft(), []
+        if self.phase is Phase.AWAY:
+            return None, []
+        control = self._next_control(now)
+        if control is not None:
+            return control, []
         expired: list[Message] = []
-        if self._queue and self.phase in (Phase.OPEN, Phase.CLOSING):
-            batch: list[wire.Packed] = []
-            room = BATCH_BYTES if self.peer is None else min(BATCH_BYTES, self.peer.frame_bytes - _AROUND)
-            size = 0
-            while self._queue and len(batch) < BATCH_MESSAGES:
-                message, packed, bytes_ = self._queue[0]
-                if batch and size + bytes_ > room:
-                    break
-                self._queue.popleft()
-                self._queued_bytes -= bytes_
-                left = message.deadline - now
-                if left <= 0:
-                    expired.append(message)
-                    continue
-                packed.ttl_us = max(1, int(min(left * 1e6, _LONGEST_US)))
-                size += bytes_
-                self._sent += 1
-                self._sent_ids.append((self._sent, message.id))
-                batch.append(packed)
-            if batch:
-                return wire.encode_batch(self._sent - len(batch) + 1, batch), expired
-        if self._goodbye is not None and (not self._queue or self.phase is Phase.CLOSED):
-            data, self._goodbye = self._goodbye, None
+        if self._met and self.phase in (Phase.OPEN, Phase.CLOSING):
+            assert self.peer is not None
+            data, expired = self.out.batch(self.peer.frame_bytes - AROUND, now)
+            if data is not None:
+                return data, expired
+        if self._goodbye is not None and (not self.out.waits or not self._met or self.phase is Phase.CLOSED):
+            goodbye, self._goodbye = self._goodbye, None
             if self.phase is Phase.CLOSING:
                 self.phase = Phase.CLOSED
-            return data, expired
+            received = self.into.received if self.into.acknowledges else 0
+            return wire.encode(replace(goodbye, exchange=self.me.exchange, received=received)), expired
         return None, expired
 
-    def unsent(self) -> list[Message]:
-        """The messages that never left: for whoever must be told when the link is lost."""
-        messages = [message for message, _, _ in self._queue]
-        self._queue.clear()
-        self._queued_bytes = 0
-        return messages
+    def _next_control(self, now: float) -> bytes | None:
+        """A frame that does not wait behind messages."""
+        if self._control:
+            return self._control.popleft()
+        if self._met and self._rejects:
+            return self._rejects.popleft()
+        if not self._met or self.phase is Phase.CLOSED:
+            return None
+        if self._pong is not None:
+            pong, self._pong = self._pong, None
+            return wire.encode(Pong(pong))
+        if self._ping is not None:
+            ping, self._ping = self._ping, None
+            return wire.encode(Ping(ping))
+        ack = self.into.ack_to_tell(now)
+        if ack is not None:
+            return wire.encode(Ack(ack))
+        credit = self.into.credit_to_tell() if self.peer is not None and self.peer.credit is not None else None
+        return None if credit is None else wire.encode(credit)

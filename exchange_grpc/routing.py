@@ -3,13 +3,18 @@
 Law: sans-IO. What comes in is a signal on the kernel, with the time in it; what shall be done is a
 signal too, answered by whoever owns the links and the handlers (`exchange.py`):
 
-    in   route Arrival                    a message, emitted here or received over a link
+    in   route Arrival                    a message, emitted here
+         arrived (link, messages, now)    messages that came over a link, in one frame
          broadcast Arrival                a message for every direct peer
          offer (name, bool, now), subscribe (pattern, bool)   a name is (no longer) handled here, a pattern wanted
-         peer.connect Neighbour           a link is open
+         peer.connect Neighbour           a link is open, or open again: then with all that the peer says of itself now
+         peer.away (id, now)              ... broken: what is for it waits, but goes to others where there are any
          peer.disconnect Lost             ... and gone
          peer.interest / peer.asked / peer.answered   its Interest, Query and Answer frames
+         reroute (messages, now)          they were on a link that is gone, and never left
+         uncertain (link, messages, now)  they have left on a link, and nobody will ever know whether they arrived
          expired (messages, now)          their time ended while they waited to be written
+         dropped (link, messages, policy, now)   they had to make room for others
          rejected Rejection               the peer refused a message that was passed to it
          failed Failure                   a handler here failed at a send
     out  deliver (message, link)          run the handler and the listeners
@@ -45,7 +50,7 @@ from .errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailab
 from .frames import Answer, Interest, Query, Reject, Target
 from .kernel import Kernel, Sig
 from .ledger import Ledger
-from .limits import HOPS, LOST_NAMES, MESSAGE_SECONDS, OPEN_REQUESTS, QUESTION_SECONDS
+from .limits import HOPS, LOST_NAMES, MESSAGE_SECONDS, OPEN_REQUESTS, QUESTION_SECONDS, SETTLE_SECONDS
 from .message import Context, Kind, Message, Origin, Outcome, Seen, Trace
 from .patterns import RESERVED, PatternMap, fits
 from .scatter import NOBODY, Scatter
@@ -74,11 +79,15 @@ class Neighbour(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A link that is gone, and the messages that never left on it."""
+    """A link that is gone, and the messages that never left on it: they are to be routed again (`reroute`).
+
+    `expected`: the peer may come back.
+    """
 
     id: str
     unsent: list[Message]
     now: float
+    expected: bool = False
 
 
 class Rejection(NamedTuple):
@@ -108,6 +117,7 @@ class Link:
     relay: bool
     handles: set[str] = field(default_factory=set)
     subscribes: set[str] = field(default_factory=set)
+    away: bool = False  # it is broken, and may be there again soon
     out: set[str] = field(default_factory=set)  # open requests that were passed to it
     came: set[str] = field(default_factory=set)  # open requests that came from it
 
@@ -164,12 +174,16 @@ class Router:
         self.subscriptions: set[str] = set()
         self._origin = origin
         self._sig = kernel.sig
+        self._kernel = kernel
         self._ledger = ledger
         self._draw = draw
         self._choose = self._chooser(balance)
         self._offered: dict[str, tuple[str, ...]] = {}  # name -> links that offer it
         self._interested: PatternMap[str] = PatternMap()
         self._turns: dict[tuple[str, ...], int] = {}
+        self._away = 0  # how many links are
+        self._expected: set[str] = set()  # peers that are gone, and may come back
+        self._settled = 0.0  # from then on, nobody is expected back with a relay that has come back
         self._spread = Once()  # publications and requests to many that were here
         self.emitted = self.received = 0  # messages so far
         self._open: dict[str, Open] = {}
@@ -178,14 +192,19 @@ class Router:
         kernel.delayed.update(
             {
                 "route": self._route,
+                "arrived": self._arrived,
                 "broadcast": self._broadcast,
                 "peer.connect": self._connect,
+                "peer.away": self._left_for_now,
                 "peer.disconnect": self._disconnect,
                 "peer.interest": self._interest,
                 "peer.asked": self._query,
                 "peer.answered": self._answer,
                 "rejected": self._rejected,
+                "reroute": self._reroute,
+                "uncertain": self._uncertain,
                 "expired": self._expired,
+                "dropped": self._dropped,
                 "failed": self._failed,
             }
         )
@@ -193,14 +212,25 @@ class Router:
 
     # ------------------------------------------------------------------------------------- in: messages
 
+    def _arrived(self, arrived: tuple[str, list[Message], float], sig: Sig, state: Any) -> None:
+        link, messages, now = arrived
+        for message in messages:
+            if link not in self.links:  # one of them may have ended it
+                return
+            try:
+                if self._admit(message, link, now):
+                    self._take_up(Arrival(message, link, now))
+            except Exception as error:  # a mistake of ours: the others go on
+                self._kernel.failed("arrived", Arrival(message, link, now), error)
+
     def _route(self, arrival: Arrival, sig: Sig, state: Any) -> None:
+        self.emitted += 1
+        self._ledger.note(arrival.message)
+        self._sig("observed", (Seen.EMITTED, arrival.message))
+        self._take_up(arrival)
+
+    def _take_up(self, arrival: Arrival) -> None:
         message, link, now, _ = arrival
-        if link is HERE:
-            self.emitted += 1
-            self._ledger.note(message)
-            self._sig("observed", (Seen.EMITTED, message))
-        elif link not in self.links or not self._admit(message, link, now):
-            return
         kind = message.kind
         if kind is Kind.SEND:
             self._dispatch(arrival)
@@ -299,14 +329,20 @@ class Router:
             found: tuple[str, ...] = (target.key,) if target.key in self.links else ()
         else:
             found = self._offered.get(target.key, ())
-        return _unvisited(found, message)
+        return self._present(_unvisited(found, message))
 
     def _behind(self, target: Target, message: Message) -> tuple[str, ...]:
         """The linked peers behind which the target is, those with the fewest hops."""
         hops = self._discovery.ways(target)
-        ways = _unvisited(hops, message)
+        ways = self._present(_unvisited(hops, message))
         nearest = min((hops[link] for link in ways), default=0)
         return tuple(sorted(link for link in ways if hops[link] == nearest))
+
+    def _present(self, links: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of them that are not away, if there are any."""
+        if not self._away:
+            return links
+        return tuple(link for link in links if not self.links[link].away) or links
 
     def _take(self, message: Message, link: str | None, now: float) -> None:
         """Step 1: it is handled here."""
@@ -671,40 +707,106 @@ class Router:
     # ------------------------------------------------------------------------------------- links and interest
 
     def _connect(self, peer: Neighbour, sig: Sig, state: Any) -> None:
-        link = self.links[peer.id] = Link(peer.id, peer.relay)
+        link = self.links.get(peer.id)
+        if link is None:
+            link = self.links[peer.id] = Link(peer.id, peer.relay)
+        else:  # it is there again, and says all anew
+            self._back(link)
+            self._no_longer_offers(link, link.handles - set(peer.handles))
+            self._no_longer_wants(link, link.subscribes - set(peer.subscribes))
+            self._relays(link, peer.relay)
+            self._discovery.back(link.id, peer.now)
+        if peer.id in self._expected and peer.relay:
+            self._settled = peer.now + SETTLE_SECONDS
+        self._expected.discard(peer.id)
         self._discovery.changed()
         self._now_offers(link, peer.handles, peer.now)
-        for pattern in peer.subscribes:
-            link.subscribes.add(pattern)
-            self._interested.add(pattern, peer.id)
+        self._now_wants(link, peer.subscribes)
         self._discovery.turned_up(Target("exchange", peer.id), peer.now)
 
+    def _left_for_now(self, away: tuple[str, float], sig: Sig, state: Any) -> None:
+        link = self.links.get(away[0])
+        if link is not None and not link.away:
+            link.away = True
+            self._away += 1
+
+    def _back(self, link: Link) -> None:
+        if link.away:
+            link.away = False
+            self._away -= 1
+
     def _disconnect(self, lost: Lost, sig: Sig, state: Any) -> None:
+        if lost.expected:
+            self._expected.add(lost.id)
+        else:
+            self._expected.discard(lost.id)
         link = self.links.pop(lost.id, None)
         if link is None:
             return
         now = lost.now
-        unsent = {message.id for message in lost.unsent}
+        self._back(link)
         self._no_longer_offers(link, link.handles)
-        for pattern in link.subscribes:
-            self._interested.discard(pattern, link.id)
+        self._no_longer_wants(link, link.subscribes)
         for id in list(link.came):  # before its questions end, which would answer what nobody waits for any more
             reason = f"the link to {link.id}, which asked, was lost"
             self._abandon(self._open[id], now, Outcome.CANCELLED, reason)
+        waiting = {message.id for message in lost.unsent}
         for id in list(link.out):
+            entry = self._open[id]
+            if id in waiting and entry.scatter is None:  # it goes another way
+                entry.out = None
+                continue
             error = Unavailable(
-                f"the link to {link.id} was lost", at=self.me, delivered=False if id in unsent else None
+                f"the link to {link.id} was lost", at=self.me, delivered=False if id in waiting else None
             )
             self._ledger.record(id, now + self._origin.wall, Outcome.DROPPED, by=link.id, reason=error.message)
-            self._lose_holder(self._open[id], link.id, now, error)
+            self._lose_holder(entry, link.id, now, error)
         self._discovery.withdraw(Target("exchange", link.id))
         self._discovery.lost(link.id, now)
-        for message in lost.unsent:
-            if message.kind is Kind.REQUEST:  # told above
-                continue
-            error = Unavailable(f"the link to {link.id} was lost", at=self.me, delivered=False)
-            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=link.id, reason=error.message)
+
+    def _reroute(self, unsent: tuple[str, list[Message], float], sig: Sig, state: Any) -> None:
+        """What never left on a link goes another way, if it is to anybody else, or fails."""
+        lost, messages, now = unsent
+        for message in messages:
+            error = Unavailable(f"the link to {lost} was lost", at=self.me, delivered=False)
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=lost, reason=error.message)
+            arrival = Arrival(message, _came_by(message), now)
             if message.kind is Kind.SEND:
+                self._dispatch_again(arrival, error)
+            elif message.kind is Kind.REQUEST:
+                entry = self._open.get(message.id)
+                if entry is not None and entry.out is None and entry.scatter is None:
+                    self._dispatch_again(arrival, error)
+            elif lost in self.links:
+                self._transmit_quietly(lost, message)
+
+    def _dispatch_again(self, arrival: Arrival, error: RequestError) -> None:
+        message, link, now, _ = arrival
+        target = self._target(message)
+        others = self._next_to(target, message) or self._behind(target, message)
+        if others or next(self.relays(), None) is not None:
+            self._dispatch(arrival)
+        else:
+            self._fail(message, link, now, Outcome.DROPPED, error)
+
+    def _uncertain(self, uncertain: tuple[str, list[Message], float], sig: Sig, state: Any) -> None:
+        link, messages, now = uncertain
+        for message in messages:
+            text = f"the link to {link} was lost: it may have arrived"
+            error = Unavailable(text, reason="UNCERTAIN", at=self.me, delivered=None)
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=link, reason=text)
+            if message.kind is Kind.SEND:
+                self._report(message, _came_by(message), now, Outcome.DROPPED, error)
+
+    def _dropped(self, dropped: tuple[str, list[Message], str, float], sig: Sig, state: Any) -> None:
+        link, messages, policy, now = dropped
+        for message in messages:
+            error = self._full(f"it was dropped for newer ones: {link} reads too slowly ({policy})")
+            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=link, reason=error.message)
+            entry = self._open.get(message.id)
+            if entry is not None and link in entry.holders():
+                self._lose_holder(entry, link, now, error)
+            elif message.kind is Kind.SEND:
                 self._report(message, _came_by(message), now, Outcome.DROPPED, error)
 
     def _interest(self, change: tuple[str, Interest, float], sig: Sig, state: Any) -> None:
@@ -713,22 +815,31 @@ class Router:
         if link is None:
             return
         self._no_longer_offers(link, interest.no_longer_handles)
-        for pattern in interest.no_longer_subscribes:
-            if pattern in link.subscribes:
-                link.subscribes.discard(pattern)
-                self._interested.discard(pattern, id)
-        for pattern in interest.subscribes:
+        self._no_longer_wants(link, interest.no_longer_subscribes)
+        self._now_wants(link, interest.subscribes)
+        if interest.relay is not None:
+            self._relays(link, interest.relay)
+            self._discovery.changed()
+        self._now_offers(link, interest.handles, now)
+
+    def _relays(self, link: Link, relay: bool) -> None:
+        link.relay = relay
+        for open_ in link.out if relay else ():  # it passes on what it has not got yet
+            scatter = self._open[open_].scatter
+            if scatter is not None:
+                scatter.branches[link.id] = True
+
+    def _now_wants(self, link: Link, patterns: Iterable[str]) -> None:
+        for pattern in patterns:
             if pattern not in link.subscribes:
                 link.subscribes.add(pattern)
-                self._interested.add(pattern, id)
-        if interest.relay is not None:
-            link.relay = interest.relay
-            self._discovery.changed()
-            for open_ in link.out if link.relay else ():  # it passes on what it has not got yet
-                scatter = self._open[open_].scatter
-                if scatter is not None:
-                    scatter.branches[id] = True
-        self._now_offers(link, interest.handles, now)
+                self._interested.add(pattern, link.id)
+
+    def _no_longer_wants(self, link: Link, patterns: Iterable[str]) -> None:
+        for pattern in list(patterns):
+            if pattern in link.subscribes:
+                link.subscribes.discard(pattern)
+                self._interested.discard(pattern, link.id)
 
     def _now_offers(self, link: Link, names: Iterable[str], now: float) -> None:
         for name in names:
@@ -786,6 +897,10 @@ class Router:
         """See `discovery.Home`."""
         return (link.id for link in self.links.values() if link.relay)
 
+    def patient(self, now: float) -> bool:
+        """See `discovery.Home`."""
+        return now < self._settled or bool(self._away and any(peer.away and peer.relay for peer in self.links.values()))
+
     def near(self, target: Target, without: str) -> int | None:
         """See `discovery.Home`."""
         named = target.kind == "name"
@@ -820,8 +935,12 @@ class Router:
     def _nobody_takes(self, arrival: Arrival, target: Target, *, incomplete: bool) -> None:
         message, link, now, _ = arrival
         what = f"nobody handles {target.key}" if target.kind == "name" else f"there is no exchange {target.key}"
-        if not incomplete:
-            error: RequestError = self._unhandled(f"{what} within reach of {self.me}")
+        if self._expected:
+            gone = " and ".join(sorted(self._expected)[:3])
+            text = f"{what} within reach of {self.me}, but the link to {gone} is lost"
+            error: RequestError = Unavailable(text, at=self.me, delivered=False)
+        elif not incomplete:
+            error = self._unhandled(f"{what} within reach of {self.me}")
         else:
             text = f"{what} next to {self.me}, and not all others answered within {QUESTION_SECONDS:g} s"
             error = Unavailable(text, reason="INCOMPLETE", at=self.me, delivered=False)
@@ -890,6 +1009,7 @@ class Router:
         return [
             {
                 "id": link.id,
+                "away": link.away,
                 "relay": link.relay,
                 "handles": sorted(link.handles),
                 "subscribes": sorted(link.subscribes),

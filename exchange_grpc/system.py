@@ -55,7 +55,7 @@ class System:
     router: Router
     handlers: Handlers
     observers: Observers
-    links: Links[Any]
+    links: Links[Any, Any]
     now: Callable[[], float]
     ask: Ask
     ask_many: AskMany
@@ -116,12 +116,12 @@ class System:
 
     async def _stats(self) -> dict[str, Any]:
         running, waiting = self.handlers.load()
-        waits = [link.session.load() for link in self.links.by_peer.values()]
+        waits = [link.session.out.load() for link in self.links.by_peer.values()]
         return self._said(
             uptime_us=round(time.time() * 1e6) - self.links.epoch,
             outcomes={outcome.name.lower(): count for outcome, count in self.ledger.counts.items()},
             messages={"emitted": self.router.emitted, "received": self.router.received},
-            links=len(self.links.all),
+            links=len(self.links.lines),
             open_requests=self.router.open_requests,
             **self.router.load(),
             queued={"messages": sum(wait[0] for wait in waits), "bytes": sum(wait[1] for wait in waits)},

@@ -20,14 +20,18 @@ from exchange.v1 import frame_pb2, message_pb2
 
 from .errors import Code, InvalidMessage, LimitExceeded, RequestError, request_error
 from .frames import (
+    Ack,
     Answer,
     Batch,
+    Credit,
     Found,
     Frame,
     Goodbye,
     Hello,
     Interest,
     Introduction,
+    Ping,
+    Pong,
     Query,
     Refusal,
     Reject,
@@ -65,6 +69,7 @@ _MESSAGE_ID = re.compile(r"([A-Za-z0-9_-]{1,64})\.[0-9]{1,20}\.[0-9]{1,20}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _DELIVERED = {"no": False}
 _TIME_LEFT_BYTES = 11  # of `ttl_us`, which is written when the message leaves, after its size was checked
+_SESSION_ID, _TOKEN = 64, 64  # characters and bytes: ours are shorter
 _TEXT = 1_000  # characters of an error that are sent: a sentence for people, whoever wrote it
 
 
@@ -342,6 +347,14 @@ def decode(data: bytes, now: float) -> Frame:
     kind = packed.WhichOneof("kind")
     if kind == "batch":
         return _read_batch(packed.batch, now, may_be_large=len(data) > MESSAGE_BYTES)
+    if kind == "ack":
+        return Ack(packed.ack.seq)
+    if kind == "credit":
+        return Credit(packed.credit.seq, packed.credit.bytes)
+    if kind == "ping":
+        return Ping(packed.ping.nonce)
+    if kind == "pong":
+        return Pong(packed.pong.nonce)
     if kind == "hello":
         return Hello(_read_introduction(packed.hello))
     if kind == "welcome":
@@ -369,7 +382,12 @@ def decode(data: bytes, now: float) -> Frame:
         goodbye = packed.goodbye
         error = read_status(goodbye.status)
         return Goodbye(
-            error.code, error.message, goodbye.retry_after_ms, goodbye.stay_away, goodbye.exchange[:ID_LENGTH]
+            error.code,
+            error.message,
+            goodbye.retry_after_ms,
+            goodbye.stay_away,
+            goodbye.exchange[:ID_LENGTH],
+            goodbye.received,
         )
     return Unknown(kind or "")
 
@@ -409,6 +427,12 @@ def _read_introduction(packed: frame_pb2.Hello | frame_pb2.Welcome) -> Introduct
         tuple(map(check_name, packed.interest.exports)),
         packed.limits.message_bytes or MESSAGE_BYTES,
         packed.limits.frame_bytes or FRAME_BYTES,
+        packed.session[:_SESSION_ID],
+        packed.resume_token[:_TOKEN],
+        packed.received,
+        packed.received_bytes,
+        Credit(packed.credit.seq, packed.credit.bytes) if packed.HasField("credit") else None,
+        isinstance(packed, frame_pb2.Welcome) and packed.recovered,
     )
 
 
@@ -443,6 +467,18 @@ def encode(frame: Frame) -> bytes:
             _write_introduction(packed.hello, me)
         case Welcome(me):
             _write_introduction(packed.welcome, me)
+        case Ack(seq):
+            packed.ack.SetInParent()
+            packed.ack.seq = seq
+        case Credit(seq, size):
+            packed.credit.SetInParent()
+            packed.credit.seq, packed.credit.bytes = seq, size
+        case Ping(nonce):
+            packed.ping.SetInParent()
+            packed.ping.nonce = nonce
+        case Pong(nonce):
+            packed.pong.SetInParent()
+            packed.pong.nonce = nonce
         case Interest():
             interest = packed.interest
             interest.revision = frame.revision
@@ -465,7 +501,7 @@ def encode(frame: Frame) -> bytes:
         case Goodbye():
             packed.goodbye.status.code, packed.goodbye.status.message = int(frame.code), frame.message
             packed.goodbye.retry_after_ms, packed.goodbye.stay_away = frame.retry_after_ms, frame.stay_away
-            packed.goodbye.exchange = frame.exchange
+            packed.goodbye.exchange, packed.goodbye.received = frame.exchange, frame.received
         case _:
             raise TypeError(f"not a frame that is sent: {frame!r}")
     return packed.SerializeToString()
@@ -480,3 +516,10 @@ def _write_introduction(packed: frame_pb2.Hello | frame_pb2.Welcome, me: Introdu
     packed.interest.subscribes.extend(me.subscribes)
     packed.interest.exports.extend(me.exports)
     packed.limits.message_bytes, packed.limits.frame_bytes = me.message_bytes, me.frame_bytes
+    packed.session, packed.resume_token = me.session, me.token
+    packed.received, packed.received_bytes = me.received, me.received_bytes
+    if me.credit is not None:
+        packed.credit.SetInParent()
+        packed.credit.seq, packed.credit.bytes = me.credit.seq, me.credit.bytes
+    if isinstance(packed, frame_pb2.Welcome):
+        packed.recovered = me.recovered

@@ -69,12 +69,12 @@ class Plain:
             return self._out.popleft(), []
         if self._queue:
             message = self._queue.popleft()
-            return (Received(replace(message)), []) if message.deadline > now else (None, [message])
+            return (Received([replace(message)]), []) if message.deadline > now else (None, [message])
         return None, []
 
-    def unsent(self) -> list[Message]:
+    def lost(self) -> tuple[list[Message], list[Message]]:
         left, self._queue = list(self._queue), deque()
-        return left
+        return [], left
 
 
 @dataclass(eq=False)
@@ -313,7 +313,7 @@ class Node:
         peer = end.session.peer
         for event in events:
             if isinstance(event, Received):
-                self.kernel.sig("route", Arrival(event.message, peer.exchange, now))
+                self.kernel.sig("arrived", (peer.exchange, event.messages, now))
             elif isinstance(event, Opened):
                 self._opened(end, event.peer)
             elif isinstance(event, Interest):
@@ -341,7 +341,9 @@ class Node:
     def lose(self, peer: str) -> None:
         end = self.ends.pop(peer, None)
         if end is not None:
-            self.signal("peer.disconnect", Lost(peer, end.session.unsent(), self.mesh.now))
+            _, unsent = end.session.lost()
+            self.kernel.sig("peer.disconnect", Lost(peer, unsent, self.mesh.now))
+            self.signal("reroute", (peer, unsent, self.mesh.now))
 
     def late(self, expired: list[Message]) -> None:
         self.kernel.sig("expired", (expired, self.mesh.now))
@@ -360,7 +362,7 @@ class Stranger(Node):
         self.router.offers.update(handles)
 
     def hear(self, end: End, events: list[Any]) -> None:
-        self.heard += [event.message for event in events if isinstance(event, Received)]
+        self.heard += [message for event in events if isinstance(event, Received) for message in event.messages]
         super().hear(end, [event for event in events if isinstance(event, Opened | Ended)])
 
     def got(self, kind: Kind = Kind.REQUEST) -> list[Message]:

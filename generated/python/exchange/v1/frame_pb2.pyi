@@ -55,6 +55,11 @@ class Frame(_message.Message):
     dialled. The first frame of the side that dialled is Hello, the first of the other Welcome. A peer
     that sends nothing but Hello and Batch takes part: everything else has a default.
 
+    Messages are numbered, acknowledged and counted against credit, within a session. When the stream
+    breaks, the side that dialled comes back with the token of the session, and both send again what the
+    other has not taken: nothing is lost and nothing is taken twice. Every other frame dies with the stream;
+    what it said is said anew in Hello and Welcome.
+
     A frame that cannot be parsed, or a Hello that is refused, ends the session with a Goodbye. A frame
     of an unknown kind is ignored. At most 16 MiB.
     """
@@ -165,9 +170,12 @@ class Hello(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     exchange: _builtins.str
     """Its id: 1 to 64 of `A-Z a-z 0-9 _ -`. An id that is linked already is refused with ALREADY_EXISTS,
     unless the two dialled each other at the same time: then the link that the smaller id dialled stays.
+    The refusal says when to come back: by then it is known whether the other link is still alive. With the
+    right `session` and `resume_token` it is the same peer, and takes the place of its old stream at once.
     """
     epoch: _builtins.int
     """New at each start of that exchange, and larger than before: microseconds since the Unix epoch."""
@@ -179,15 +187,20 @@ class Hello(_message.Message):
     """It passes on messages that are not for itself. Questions and publications go to relays."""
     session: _builtins.str
     """Resuming: the session to go on with, and the token that proves it is the same peer. Empty: a new
-    session. (Sessions are new at each connection so far: the other side ignores both.)
+    session. One that cannot be resumed is followed by a new one: see `Welcome.recovered`.
     """
     resume_token: _builtins.bytes
     """See `session`. 16 random bytes, new with each Welcome."""
     received: _builtins.int
     """Resuming: the sequence number of the last message it has taken."""
+    received_bytes: _builtins.int
+    """Resuming: the sum of the sizes of the Batch frames it has taken. The other side counts on from here."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional abilities, each a word. Unknown words are ignored. `value`: payloads are wanted as `value`."""
+        """Optional abilities, each a word. Unknown words are ignored. `value`: payloads are wanted as `value`.
+        `resume`: it numbers its Batches, sends Ack, keeps what is not acknowledged, and may resume; a session
+        can be resumed if both have it. `ping`: it answers Ping; only then is its silence taken for its end.
+        """
 
     @_builtins.property
     def interest(self) -> Global___InterestSet:
@@ -199,7 +212,7 @@ class Hello(_message.Message):
 
     @_builtins.property
     def credit(self) -> Global___Credit:
-        """The first credit. Absent: no limit by credit."""
+        """The first credit. Absent: no limit by credit. Whoever gives credit also keeps to what he is given."""
 
     def __init__(
         self,
@@ -216,10 +229,11 @@ class Hello(_message.Message):
         resume_token: _builtins.bytes = ...,
         received: _builtins.int = ...,
         credit: Global___Credit | None = ...,
+        received_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "interest", b"interest", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "credit", b"credit", "epoch", b"epoch", "exchange", b"exchange", "features", b"features", "interest", b"interest", "limits", b"limits", "protocol", b"protocol", "received", b"received", "relay", b"relay", "resume_token", b"resume_token", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "credit", b"credit", "epoch", b"epoch", "exchange", b"exchange", "features", b"features", "interest", b"interest", "limits", b"limits", "protocol", b"protocol", "received", b"received", "received_bytes", b"received_bytes", "relay", b"relay", "resume_token", b"resume_token", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -244,6 +258,7 @@ class Welcome(_message.Message):
     RECEIVED_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     RECOVERED_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     exchange: _builtins.str
     """The id of the exchange that answers."""
     epoch: _builtins.int
@@ -257,11 +272,15 @@ class Welcome(_message.Message):
     session: _builtins.str
     """The id of this session."""
     resume_token: _builtins.bytes
-    """The token that resumes it."""
+    """The token that resumes it; it takes the place of the one before. Empty: it cannot be resumed."""
     received: _builtins.int
     """Resuming: the sequence number of the last message it has taken."""
     recovered: _builtins.bool
-    """The session goes on where it broke off: nothing was lost and nothing will be taken twice."""
+    """The session goes on where it broke off: nothing was lost and nothing will be taken twice. False: it is
+    a new session, and of what was sent in the old one and not acknowledged nobody knows whether it arrived.
+    """
+    received_bytes: _builtins.int
+    """Resuming: the sum of the sizes of the Batch frames it has taken."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The abilities of the one that answers."""
@@ -294,10 +313,11 @@ class Welcome(_message.Message):
         received: _builtins.int = ...,
         credit: Global___Credit | None = ...,
         recovered: _builtins.bool = ...,
+        received_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "interest", b"interest", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "credit", b"credit", "epoch", b"epoch", "exchange", b"exchange", "features", b"features", "interest", b"interest", "limits", b"limits", "protocol", b"protocol", "received", b"received", "recovered", b"recovered", "relay", b"relay", "resume_token", b"resume_token", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "credit", b"credit", "epoch", b"epoch", "exchange", b"exchange", "features", b"features", "interest", b"interest", "limits", b"limits", "protocol", b"protocol", "received", b"received", "received_bytes", b"received_bytes", "recovered", b"recovered", "relay", b"relay", "resume_token", b"resume_token", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,7 +359,8 @@ class Batch(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """The sequence number of the first message; the following count up by one. The first of a session is
-    1. Zero: not counted, the receiver counts for itself.
+    1. Zero: not counted, the receiver counts for itself. What was taken before is not taken again. A gap
+    breaks the stream once, for the session to be resumed; a second one in the same place ends it.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
@@ -362,7 +383,7 @@ Global___Batch: _TypeAlias = Batch  # noqa: Y015
 @_typing.final
 class Ack(_message.Message):
     """Cumulative: all messages up to and including this one were taken into the bounded queue of the
-    receiver (which does not say that they were handled). (Not sent so far, and ignored.)
+    receiver (which does not say that they were handled). Sent now and then, at the latest 0.1 s after them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -386,7 +407,8 @@ Global___Ack: _TypeAlias = Ack  # noqa: Y015
 @_typing.final
 class Credit(_message.Message):
     """How much the sender of this frame will take, counted since the session began, so that saying it
-    twice does no harm. (Not sent so far, and ignored.)
+    twice does no harm. It never becomes less. A CANCEL may leave without credit. Whoever sends more, and has
+    given credit himself, is told Goodbye.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -396,7 +418,7 @@ class Credit(_message.Message):
     seq: _builtins.int
     """The highest sequence number it will take."""
     bytes: _builtins.int
-    """The sum of the sizes of all messages it will take, in bytes."""
+    """The sum of the sizes of all Batch frames it will take, in bytes."""
     def __init__(
         self,
         *,
@@ -576,7 +598,9 @@ Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
 @_typing.final
 class Ping(_message.Message):
-    """Are you there? Answered by a Pong at once, whatever else waits. (Not sent so far, and ignored.)"""
+    """Are you there? Answered by a Pong at once, whatever else waits. Sent to whoever has the feature `ping` and
+    has said nothing for 5 s; one that says nothing for 15 s is gone, until it comes back.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -598,7 +622,7 @@ Global___Ping: _TypeAlias = Ping  # noqa: Y015
 
 @_typing.final
 class Pong(_message.Message):
-    """I am. (Not sent so far, and ignored.)"""
+    """I am."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -660,12 +684,17 @@ class Goodbye(_message.Message):
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     STAY_AWAY_FIELD_NUMBER: _builtins.int
     EXCHANGE_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
     retry_after_ms: _builtins.int
     """When to come back, in milliseconds from now. Zero: as you like."""
     stay_away: _builtins.bool
     """Coming back is of no use."""
     exchange: _builtins.str
     """The id of the exchange that says it; of use where it refuses a Hello, and so has not said Welcome."""
+    received: _builtins.int
+    """The sequence number of the last message it has taken: what was sent after it was surely not taken. Zero
+    from those who do not have the feature `resume`.
+    """
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """Why, with OK for an ordinary end."""
@@ -677,10 +706,11 @@ class Goodbye(_message.Message):
         retry_after_ms: _builtins.int = ...,
         stay_away: _builtins.bool = ...,
         exchange: _builtins.str = ...,
+        received: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange", "retry_after_ms", b"retry_after_ms", "status", b"status", "stay_away", b"stay_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange", "received", b"received", "retry_after_ms", b"retry_after_ms", "status", b"status", "stay_away", b"stay_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
