@@ -11,10 +11,11 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     ledger, traces              what happened and because of what; put together of several
     graph, reactive, tasks      state: the algorithm, transactions, asyncio and the clock
     changes                     what has changed in the state, and who watches
-    peer, discovery             one link's session; the way to what is far
-    scatter, routing            a request to many; who takes a message
+    outbox, inbox, peer         what leaves, what comes, and the session of two exchanges over all connections
+    discovery, scatter          the way to what is far; a request to many
+    routing, links              who takes a message; who is linked
     handlers, observers         what runs; what looks on
-    transports, links           what carries; who is linked
+    transports                  what carries
     system, service             what every exchange answers; gRPC doors for callers who are none
     replies                     the replies of many
     remote, mirror              the state of another exchange; values that follow it

@@ -242,7 +242,7 @@ class Exchange:
             router=self._router,
             now=self._now,
             linked=self._linked,
-            tell=self._event,
+            tell=self._told_of_a_link,
             run=self._run,
         )
         self._system = System(
@@ -797,6 +797,17 @@ class Exchange:
     def _linked(self, link: Link, peer: Introduction) -> Peer:
         return Peer(self, link, peer)
 
+    def _told_of_a_link(self, name: str, value: dict[str, Any]) -> None:
+        id, uncertain = value["id"], value.get("uncertain")
+        if name == "peer.resumed":
+            log.log(
+                logging.WARNING if uncertain else logging.INFO, "the link to %s is there again after %.1f s%s", id,
+                value["seconds"], f": {len(uncertain)} messages are uncertain" if uncertain else "",
+            )  # fmt: skip
+        elif name == "peer.gave_up" or (name == "peer.lost" and id in self._links.by_peer):  # not by a Goodbye
+            log.info("the link to %s is %s: %s", id, name.removeprefix("peer.").replace("_", " "), value["reason"])
+        self._event(name, value)
+
     # ------------------------------------------------------------------------------------------------ events
 
     def _with_log(self, remove: Remove) -> Remove:
@@ -1034,8 +1045,8 @@ class Exchange:
         """Run this exchange as the main thing of the process: `app.run(connect="grpc://127.0.0.1:50051")`.
 
         It listens and connects at these URLs and goes on until SIGTERM or Ctrl-C; then it lets running handlers
-        end, and closes. If it cannot begin, or a link that it has dialled is lost, it raises SystemExit with a
-        sentence, so that whatever restarts the process does. Within a loop, use `connect` and `listen` instead.
+        end, and closes. A link that breaks is made again. If it cannot begin, or a peer tells it to stay away, it
+        raises SystemExit with a sentence. Within a loop, use `connect` and `listen` instead.
         """
         run(self, [connect] if isinstance(connect, str) else connect, [listen] if isinstance(listen, str) else listen)
 

@@ -5,14 +5,14 @@ goes into `send`, `announce`, `control` and `goodbye`, and comes out of `data_to
 `tick` is told the time, at `next_deadline` at the latest. No socket, clock or randomness: the same input gives
 the same output.
 
-    OPENING --Hello, Welcome--> OPEN --goodbye--> CLOSING --queue empty--> CLOSED
+    OPENING --Hello, Welcome--> OPEN --goodbye--> CLOSING --queue empty, Goodbye, Goodbye--> CLOSED
        ^                         |
        +--dial / rejoin-- AWAY <-+ the connection broke: what has left and was not acknowledged is kept
 
 A session is resumed by who has its token, which changes each time. `Resumed.recovered` is true if the session
 went on: nothing was lost, nothing will be taken twice. Otherwise a new one has begun, and what is uncertain
-is told. AWAY for `away_seconds`, the peer is `Missing`: nobody should wait for it any more. AWAY for
-`resume_seconds`, the session is `Forgotten`.
+is told. A Goodbye is answered by a Goodbye, so both know what the other has taken. AWAY for `away_seconds`, the
+peer is `Missing`: nobody should wait for it any more. AWAY for `resume_seconds`, the session is `Forgotten`.
 
 Control frames never wait behind messages: `data_to_send` gives them first, then one Batch with as many
 of the queued messages as one write may carry. So batches form by themselves while a write is under way.
@@ -215,6 +215,7 @@ class Session:
         self._rejects: deque[bytes] = deque()
         self._revision = me.revision
         self._goodbye: Goodbye | None = None
+        self._parting = False  # our Goodbye has left: nothing more is taken, and theirs is awaited
         self._expected = 0  # revision of the peer's interest
         self._handles: set[str] = set()
         self._subscribes: set[str] = set()
@@ -250,7 +251,7 @@ class Session:
     def revive(self, now: float) -> None:
         """After its end: we who dialled may dial again, for a new session. See `lost` for the old one."""
         self._leave(now)
-        self._goodbye = None
+        self._goodbye, self._parting = None, False
         self._missing = self._forgotten = True
 
     def rejoin(self, peer: Introduction, me: Introduction, now: float) -> list[Event] | None:
@@ -372,7 +373,7 @@ class Session:
 
     def _understood(self, frame: Frame, size: int, now: float) -> list[Event]:
         if isinstance(frame, Batch):
-            return self._batch(frame, size, now)
+            return [] if self._parting else self._batch(frame, size, now)
         self._former_token = b""
         if isinstance(frame, Ack):
             return self._acknowledged(frame.seq)
@@ -485,6 +486,8 @@ class Session:
                 self.out.refused_after(frame.received)
             except InvalidMessage as error:
                 return self._broken(str(error))
+            if not self._parting:
+                self._goodbye = Goodbye()
         return self._end(frame.code, frame.message, frame.exchange, frame.retry_after_ms, stay_away=frame.stay_away)
 
     def _broken(self, reason: str) -> list[Event]:
@@ -679,7 +682,9 @@ class Session:
                 return data, expired
         if self._goodbye is not None and (not self.out.waits or not self._met or self.phase is Phase.CLOSED):
             goodbye, self._goodbye = self._goodbye, None
-            if self.phase is Phase.CLOSING:
+            if self.phase is Phase.CLOSING and self._met and self.out.keeps:
+                self._parting = True
+            elif self.phase is Phase.CLOSING:
                 self.phase = Phase.CLOSED
             received = self.into.received if self.into.acknowledges else 0
             return wire.encode(replace(goodbye, exchange=self.me.exchange, received=received)), expired

@@ -1,4 +1,4 @@
-"""Running an exchange as the main thing of a process: until it is told to stop, or its links are lost."""
+"""Running an exchange as the main thing of a process: until it is told to stop, or a peer wants none of it."""
 
 import asyncio
 import signal
@@ -33,7 +33,7 @@ class Exchange(Protocol):
 
 
 def run(exchange: Exchange, connect: Iterable[str], listen: Iterable[str]) -> None:
-    """Listen, connect, and go on until SIGTERM, Ctrl-C, or the loss of a link that was dialled.
+    """Listen, connect, and go on until SIGTERM, Ctrl-C, or a peer that was dialled wants us to stay away.
 
     Raises SystemExit with a sentence for people if it cannot begin, or ends for the loss of a link.
     """
@@ -57,7 +57,7 @@ async def _run(exchange: Exchange, connect: Iterable[str], listen: Iterable[str]
         for wait in rest:
             wait.cancel()
         lost = [ends[end].id for end in done if end in ends]
-        return "" if told.is_set() else f"the link to {' and '.join(lost)} is lost"
+        return "" if told.is_set() else f"the link to {' and '.join(lost)} is over"
     except (AddressError, LinkError) as error:
         return str(error)
     finally:

@@ -103,7 +103,9 @@ class System:
         peers = self.router.peers()
         for peer in peers:
             introduction = self.links.introduction_of(peer["id"])
+            out = self.links.by_peer[peer["id"]].session.out
             peer.update(agent=introduction.agent, exports=list(introduction.exports))
+            peer.update(queued=out.load()[0], unacknowledged=out.unacknowledged, dropped=out.dropped)
         return self._said(peers=peers)
 
     async def _routes(self, msg: Message) -> dict[str, Any]:

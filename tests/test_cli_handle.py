@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -256,17 +255,14 @@ async def test_a_second_signal_ends_it_at_once_and_leaves_nothing(url: str, tmp_
             await request
 
 
-async def test_it_ends_with_the_link(tmp_path: Path) -> None:
-    file = tmp_path / "pids"
+async def test_it_is_there_again_when_its_exchange_is() -> None:
     with (
         serving("--id", "brief", "--grpc", "127.0.0.1:0") as (server, url, _),
-        running(url, "handle", "x", "--", "sh", "-c", STAY, str(file)) as process,
+        running(url, "handle", "text.upper", "--", "tr", "a-z", "A-Z") as process,
     ):
         await said(process, "is ready")
-        assert run(url, "send", "x").code == 0
-        started = await pids(file)
         server.kill()
-        _, err = await asyncio.to_thread(process.communicate, None, PATIENCE)
-    assert process.returncode == 3
-    assert re.fullmatch(rf"error: the link to brief at {re.escape(url)} is lost", err.splitlines()[-1])
-    assert not any(map(alive, started))
+        server.wait()
+        with serving("--id", "brief", "--grpc", url.removeprefix("grpc://")):
+            await until(lambda: run(url, "request", "text.upper", '"a"').code == 0)
+            assert run(url, "request", "text.upper", '"again"').out == '"AGAIN"\n'

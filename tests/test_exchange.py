@@ -708,11 +708,15 @@ async def test_asking_who_is_linked(world: World) -> None:
             {
                 "id": "worker",
                 "agent": AGENT,
+                "away": False,
                 "relay": False,
                 "handles": ["job"],
                 "subscribes": ["news.**"],
                 "exports": [],
                 "pending": 0,
+                "queued": 0,
+                "unacknowledged": 0,
+                "dropped": 0,
             }
         ],
     }
@@ -953,7 +957,7 @@ async def test_connecting_twice_gives_the_same_peer(world: World) -> None:
     assert all(peer is first for peer in both)
     assert (len(client.peers), len(server.peers)) == (1, 1)
     assert await first.request("x") == 1
-    await until(lambda: len(client._links.all) == len(server._links.all) == 1)
+    await until(lambda: len(client._links.lines) == len(server._links.lines) == 1)
 
 
 async def test_two_who_dial_each_other_at_once_keep_one_link(world: World) -> None:
@@ -965,7 +969,7 @@ async def test_two_who_dial_each_other_at_once_keep_one_link(world: World) -> No
             await world.url(b)
         one, two = await soon(asyncio.gather(world.link(a, b), world.link(b, a)))
         assert (one.id, two.id) == (b.id, a.id)
-        await until(lambda a=a, b=b: len(a._links.all) == len(b._links.all) == 1)
+        await until(lambda a=a, b=b: len(a._links.lines) == len(b._links.lines) == 1)
         assert await soon(a.request("who.b")) == "b"
         assert await soon(b.request("who.a")) == "a"
         assert (len(a.peers), len(b.peers)) == (1, 1)
@@ -1169,7 +1173,7 @@ async def test_a_connect_that_a_close_overtakes_fails(monkeypatch: pytest.Monkey
         await client.close()
         with pytest.raises(ExchangeError):
             await soon(connecting)
-        await until(lambda: not server._links.all)
+        await until(lambda: not server._links.lines)
 
 
 def test_another_loop_is_refused() -> None:

@@ -14,9 +14,9 @@ PACKAGE = Path(exchange_grpc.__file__).parent
 # Each room imports only from rooms before it.
 ORDER = [
     "errors", "kernel", "limits", "version", "patterns", "payload", "message", "frames", "wire", "ledger", "traces",
-    "graph", "reactive", "changes", "tasks", "peer", "discovery", "scatter", "routing",
+    "graph", "reactive", "changes", "tasks", "outbox", "inbox", "peer", "discovery", "scatter", "routing", "links",
     "handlers", "observers", "replies", "remote", "mirror",
-    "transports", "transports.link", "transports.local", "links", "system", "running",
+    "transports", "transports.link", "transports.local", "system", "running",
     "service", "transports.grpc", "blocking", "exchange", "__init__",
     "cli.pretty", "cli.console", "cli.logs", "cli.demo", "cli.config", "cli.serve", "cli.child", "cli.handle",
     "cli.talk", "cli.observe", "cli.look", "cli.state", "cli.tree", "cli.reason", "cli.explain", "cli.bench",

@@ -16,6 +16,7 @@ from world import soon, until
 
 from exchange.v1 import message_pb2, service_pb2, service_pb2_grpc
 from exchange_grpc import Exchange
+from exchange_grpc.limits import Limits
 
 # Clients of every sort: each an exchange that asks, handles, watches and observes, or a caller of the doors.
 CLIENTS = """
@@ -69,7 +70,8 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def hub() -> AsyncIterator[tuple[Exchange, str]]:
-    async with Exchange("hub", state={"n": 0}, exports=["n"]) as hub:
+    limits = Limits(away_seconds=0.5, resume_seconds=1)  # of those who were killed, nothing is kept for long
+    async with Exchange("hub", state={"n": 0}, exports=["n"], limits=limits) as hub:
 
         async def echo(msg: Any) -> Any:
             return msg.value
@@ -124,13 +126,13 @@ async def come_and_go(hub: Exchange, url: str, count: int) -> None:
 async def back_at_the_start(hub: Exchange, files: int, tasks: int, log: str) -> None:
     def nothing_left() -> bool:
         gc.collect()
-        return not hub._links.all and descriptors() <= files and len(asyncio.all_tasks()) <= tasks
+        return not hub._links.lines and descriptors() <= files and len(asyncio.all_tasks()) <= tasks
 
     assert "did not close" not in log
     try:
         await until(nothing_left, 20)
     except AssertionError:
-        left = (len(hub._links.all), descriptors() - files, len(asyncio.all_tasks()) - tasks)
+        left = (len(hub._links.lines), descriptors() - files, len(asyncio.all_tasks()) - tasks)
         raise AssertionError(f"links, descriptors and tasks that are left: {left}") from None
     assert not hub._router.links
     assert not hub._router.open_requests
@@ -144,7 +146,7 @@ async def back_at_the_start(hub: Exchange, files: int, tasks: int, log: str) -> 
 async def test_forty_clients_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     async with hub() as (home, url):
         await come_and_go(home, url, 10)  # gRPC itself keeps a few descriptors from its first calls on
-        await until(lambda: not home._links.all, 20)
+        await until(lambda: not home._links.lines, 20)
         files, tasks = descriptors(), len(asyncio.all_tasks())
         await come_and_go(home, url, 40)
         await back_at_the_start(home, files, tasks, caplog.text)
@@ -156,7 +158,7 @@ async def test_five_hundred_clients_leave_nothing_behind(caplog: pytest.LogCaptu
     async with hub() as (home, url):
         home._ledger.capacity = 1_000  # full from the first round on, as it is in a process that lives long
         await come_and_go(home, url, 500)
-        await until(lambda: not home._links.all, 20)
+        await until(lambda: not home._links.lines, 20)
         gc.collect()
         files, tasks, memory = descriptors(), len(asyncio.all_tasks()), resident()
         grown = []

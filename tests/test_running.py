@@ -47,12 +47,18 @@ async def test_it_ends_well_when_it_is_told_to(number: signal.Signals) -> None:
         await until(lambda: not hub.peers)
 
 
-async def test_it_says_in_a_sentence_that_its_link_is_lost() -> None:
+async def test_it_is_there_again_when_its_hub_is() -> None:
     async with Exchange("hub") as hub:
-        process = await worker(await hub.listen("grpc://127.0.0.1:0"))
+        url = await hub.listen("grpc://127.0.0.1:0")
+        process = await worker(url)
         await until(lambda: bool(hub.peers))
-    _, err = await soon(process.communicate())
-    assert (process.returncode, err) == (1, b"the link to hub is lost\n")
+    async with Exchange("hub") as hub:
+        await hub.listen(url)
+        await until(lambda: bool(hub.peers))
+        assert await hub.request("slow") == "done"
+        await hub.peers[0].close()
+        _, err = await soon(process.communicate())
+    assert (process.returncode, err) == (1, b"the link to hub is over\n")
 
 
 async def test_it_says_in_a_sentence_why_it_cannot_begin() -> None:

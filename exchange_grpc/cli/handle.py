@@ -77,7 +77,7 @@ async def _handle(url: str, id: str, handler: "Handler") -> None:
             end.cancel()
         if not stop.is_set():
             handler.stop()
-            fail(UNREACHABLE, f"the link to {peer.id} at {full_url(url)} is lost")
+            fail(UNREACHABLE, f"the link to {peer.id} at {full_url(url)} is over")
         log.info("stopping")
 
 

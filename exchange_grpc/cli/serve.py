@@ -136,7 +136,7 @@ async def _link(app: Exchange, config: Config, url: str) -> Peer:
 
 async def _watch(url: str, peer: Peer) -> None:
     await peer.wait_closed()
-    log.warning("the link to %s at %s is gone: it is made at the start only", peer.id, url)
+    log.warning("the link to %s at %s is over: it wants us to stay away", peer.id, url)
 
 
 async def _close(app: Exchange) -> None:

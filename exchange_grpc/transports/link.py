@@ -234,8 +234,7 @@ class Link:
     def closed(self, connection: Connection) -> None:
         """... and nothing is left of it."""
         self._connections.discard(connection)
-        if self._finished and not self._connections:
-            self.over.set()
+        self._check_over()
 
     def _session_over(self, reason: str) -> None:
         ended = self.ended
@@ -275,9 +274,12 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
         self._room.set()
-        self._owner.over(self)
-        if not self._connections:
+        self._check_over()
+
+    def _check_over(self) -> None:
+        if self._finished and not self._connections:
             self.over.set()
+            self._owner.over(self)
 
     # ------------------------------------------------------------------------------------------------ redialling
 

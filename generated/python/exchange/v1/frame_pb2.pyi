@@ -676,7 +676,9 @@ Global___Reject: _TypeAlias = Reject  # noqa: Y015
 
 @_typing.final
 class Goodbye(_message.Message):
-    """The session ends, as planned: no further message will be sent or taken."""
+    """The session ends, as planned: no further message will be sent or taken. Whoever has the feature `resume` answers
+    with a Goodbye of its own, if it has not said one, so that both know what was taken.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
