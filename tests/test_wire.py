@@ -31,13 +31,17 @@ from exchange_grpc.errors import (
     Unhandled,
 )
 from exchange_grpc.frames import (
+    Ack,
     Answer,
     Batch,
+    Credit,
     Found,
     Goodbye,
     Hello,
     Interest,
     Introduction,
+    Ping,
+    Pong,
     Query,
     Refusal,
     Reject,
