@@ -44,7 +44,7 @@ from .limits import (
     LINK_QUEUE_MESSAGES,
     NAMES_PER_PEER,
 )
-from .message import Hop, Message
+from .message import Message
 
 _AROUND = 32  # bytes: a message's time left, its tag and length in the batch; and the frame around a batch
 _LONGEST_US = 2**62  # of time left, far beyond any use: what lives for ever fits the field
@@ -114,7 +114,7 @@ class Session:
         self.as_value = False
         self._handshake_until = now + HANDSHAKE_SECONDS
         self._control: deque[bytes] = deque()
-        self._queue: deque[tuple[Message, wire.Packed, int]] = deque()
+        self._queue: deque[tuple[Message, bytes, int]] = deque()
         self._queued_bytes = 0
         self._sent = 0  # sequence number of the last message that left
         self._sent_ids: deque[tuple[int, str]] = deque(maxlen=BATCH_MESSAGES)  # for a Reject without an id
@@ -199,21 +199,20 @@ class Session:
         """Confirm who sent it, and fill in what a simple peer leaves out."""
         peer = self.peer
         assert peer is not None
-        hops = message.hops
-        if not hops:
-            hops = (Hop(peer.exchange, message.timestamp),)
-            message.hop_trace = replace(message.hop_trace, hops=hops)
+        if not message.way:
+            message.reached(peer.exchange, message.timestamp)
+        way = message.way
         if not message.from_:
-            message.from_ = hops[0].exchange
+            message.from_ = way[0]
         if not message.id and message.from_ != peer.exchange:
             return InvalidMessage("it is passed on, and has no id")
         if not message.id:
             message.id = f"{message.from_}.{peer.epoch}.{self._received}"
-        if hops[-1].exchange != peer.exchange:
-            return InvalidMessage(f"its last hop is {hops[-1].exchange}, but it came from {peer.exchange}")
-        if hops[0].exchange != message.from_ or not message.id.startswith(message.from_ + "."):
+        if way[-1] != peer.exchange:
+            return InvalidMessage(f"its last hop is {way[-1]}, but it came from {peer.exchange}")
+        if way[0] != message.from_ or not message.id.startswith(message.from_ + "."):
             return InvalidMessage("its id, its `from` and its first hop do not agree")
-        if len(hops) > 1 and not peer.relay:
+        if len(way) > 1 and not peer.relay:
             return InvalidMessage(f"{peer.exchange} does not relay, so it cannot pass on a message of {message.from_}")
         return None
 
@@ -259,14 +258,14 @@ class Session:
 
     def send(self, message: Message) -> None:
         """Queue `message`. Raises QueueFull, and InvalidMessage if it cannot be said to this peer."""
-        packed = wire.pack(message, as_value=self.as_value)
-        size = packed.ByteSize() + _AROUND
+        data = wire.pack_bytes(message, as_value=self.as_value)
+        size = len(data) + _AROUND
         if len(self._queue) >= LINK_QUEUE_MESSAGES or self._queued_bytes + size > LINK_QUEUE_BYTES:
             raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
         if self.peer is not None and size > min(self.peer.message_bytes + _AROUND, self.peer.frame_bytes - _AROUND):
             raise LimitExceeded(f"the message is larger than {self.peer.exchange} takes")
         self._queued_bytes += size
-        self._queue.append((message, packed, size))
+        self._queue.append((message, data, size))
 
     @property
     def full(self) -> bool:
@@ -326,11 +325,11 @@ class Session:
             return self._control.popleft(), []
         expired: list[Message] = []
         if self._queue and self.phase in (Phase.OPEN, Phase.CLOSING):
-            batch: list[wire.Packed] = []
+            batch: list[tuple[bytes, int]] = []
             room = BATCH_BYTES if self.peer is None else min(BATCH_BYTES, self.peer.frame_bytes - _AROUND)
             size = 0
             while self._queue and len(batch) < BATCH_MESSAGES:
-                message, packed, bytes_ = self._queue[0]
+                message, data, bytes_ = self._queue[0]
                 if batch and size + bytes_ > room:
                     break
                 self._queue.popleft()
@@ -339,11 +338,10 @@ class Session:
                 if left <= 0:
                     expired.append(message)
                     continue
-                packed.ttl_us = max(1, int(min(left * 1e6, _LONGEST_US)))
                 size += bytes_
                 self._sent += 1
                 self._sent_ids.append((self._sent, message.id))
-                batch.append(packed)
+                batch.append((data, max(1, int(min(left * 1e6, _LONGEST_US)))))
             if batch:
                 return wire.encode_batch(self._sent - len(batch) + 1, batch), expired
         if self._goodbye is not None and (not self._queue or self.phase is Phase.CLOSED):
