@@ -19,6 +19,7 @@ from .message import Hop, Kind, Message, Outcome, Trace, microseconds
 from .patterns import is_traced
 from .payload import encode_json
 
+_GOOD_ENDS = (Outcome.HANDLED, Outcome.FORWARDED)
 _REASON = 200  # characters kept of a reason: a peer may have written it
 
 Entry = list[Any]  # id, name, kind, from, to, reply_to, root, causes, way, times; then the events
@@ -77,11 +78,11 @@ class Ledger:
 
     def note(self, message: Message) -> None:
         """Remember that `message` was here. Traffic of the system is not remembered, but for what changes something."""
-        id, name = message.id, message.name
-        if id in self._entries or not is_traced(name):
+        id, name, entries = message.id, message.name, self._entries
+        if id in entries or not is_traced(name):
             return
         root = message.root
-        self._entries[id] = [
+        entries[id] = [
             id, name, message.kind, message.from_, message.to, message.reply_to,
             root, message.causes, message.way, message.times,
         ]  # fmt: skip
@@ -112,7 +113,7 @@ class Ledger:
         if reason:
             reason = reason[:_REASON].encode("utf-8", "replace").decode()
         self.counts[outcome] += 1
-        if outcome > Outcome.FORWARDED and self.bad_end is not None:
+        if self.bad_end is not None and outcome not in _GOOD_ENDS:
             self.bad_end(Span(entry), outcome, by, reason)
         if len(entry) < _EVENTS + LEDGER_EVENTS:
             entry.append((at, outcome, by, seconds, reason))

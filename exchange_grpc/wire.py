@@ -15,7 +15,6 @@ becomes `Value` only for somebody who asked that way.
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -73,8 +72,9 @@ _OUTCOMES: dict[int, Outcome | None] = {0: None, **{int(outcome): outcome for ou
 _LIFE = {kind: REQUEST_SECONDS if kind is Kind.REQUEST else MESSAGE_SECONDS for kind in Kind}
 _MESSAGE_ID = re.compile(r"([A-Za-z0-9_-]{1,64})\.[0-9]{1,20}\.[0-9]{1,20}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_REQUEST = Kind.REQUEST  # 3.11 takes ten times as long to find a member of an enum as a name
 _ABOUT_ANOTHER = {Kind.REPLY, Kind.CANCEL, Kind.OUTCOME}
-_from = attrgetter("from")  # a keyword of Python
+_new = object.__new__
 _origins: dict[str, str] = {}  # what the ids of one exchange begin with -> its own id
 _ORIGINS = 8_192  # of them are remembered
 _LONG_TRACE = f"the trace has more than {HOPS} hops, {CAUSES} causes or {PATH} exchanges in its path"
@@ -200,6 +200,7 @@ _LATE: dict[str, Callable[[Received], Any]] = {
     "content_type": _content_type,
     "timestamp": lambda message: message._packed.timestamp_us / 1e6,
     "last": lambda message: message._packed.last,
+    "many": lambda message: False,  # a request has read it
     "error": _error,
     "outcome": lambda message: _OUTCOMES.get(message._packed.outcome),
     "cut": lambda message: message._packed.trace.cut,
@@ -216,7 +217,14 @@ def read_message(packed: Packed, now: float, data: bytes | None = None) -> Recei
     kind = _KINDS.get(packed.kind)
     if kind is None:
         raise InvalidMessage(f"no such kind of message: {packed.kind}")
-    name, from_, to, id = check_name(packed.name), _from(packed), packed.to, packed.id
+    message = _new(Received)
+    message._packed = packed
+    message.kind = kind
+    message.name = check_name(packed.name)
+    message.id = id = packed.id
+    message.from_ = from_ = getattr(packed, "from")
+    message.to = to = packed.to
+    message._value = UNREAD
     if id:
         origin = _origin(id)
         if from_ and from_ != origin:
@@ -228,26 +236,17 @@ def read_message(packed: Packed, now: float, data: bytes | None = None) -> Recei
     ttl = packed.ttl_us
     if ttl < 0:
         raise InvalidMessage("the time left (`ttl_us`) is negative")
-    message = Received.__new__(Received)
-    message._packed = packed
-    message.id = id
-    message.name = name
-    message.kind = kind
-    message.from_ = from_
-    message.to = to
     message.deadline = now + (ttl / 1e6 if ttl else _LIFE[kind])
-    message.used_value = False
-    message.many = kind is Kind.REQUEST and packed.many
-    message.lost = None
-    message._value = UNREAD
-    if not packed.HasField("json"):
-        _read_other_payload(message, packed)
+    message.used_value = not packed.HasField("json") and _read_other_payload(packed)
     if data is not None and id and from_ and not message.used_value:
-        message.wire = data
-    _read_trace(message, packed.trace, len(data) if data is not None else packed.ByteSize())
-    headers, reply_to = packed.headers, packed.reply_to
+        message.wire = data  # else it is written anew
+    _read_trace(message, packed.trace, (packed.ByteSize() if data is None else len(data)) > TRACE_BYTES)
+    headers = packed.headers
     message.headers = check_headers(dict(headers)) if headers else NO_HEADERS
-    message.reply_to = reply_to
+    if kind is _REQUEST:
+        message.many = packed.many
+    message.lost = None
+    message.reply_to = reply_to = packed.reply_to
     if reply_to:
         _origin(reply_to)
         if packed.HasField("end"):
@@ -272,31 +271,34 @@ def _origin(id: str) -> str:
     return origin
 
 
-def _read_other_payload(message: Received, packed: Packed) -> None:
+def _read_other_payload(packed: Packed) -> bool:
+    """Check what is not `json`. True if it is `value`, which becomes `json`."""
     form = packed.WhichOneof("payload")
     if form == "value":
-        packed.json = value_to_json(packed.value)  # takes the place of `value`
-        message.used_value = True
+        packed.json = value_to_json(packed.value)
     elif form == "data" and len(packed.data.content_type) > CONTENT_TYPE_BYTES:
         raise LimitExceeded(f"the content type is longer than {CONTENT_TYPE_BYTES} bytes")
+    return form == "value"
 
 
-def _read_trace(message: Received, packed: message_pb2.Trace, most: int) -> None:
+def _read_trace(message: Received, packed: message_pb2.Trace, may_be_large: bool) -> None:
     # A list of protobuf is asked for its length and its items: to iterate over it costs three times as much.
-    if most > TRACE_BYTES and packed.ByteSize() > TRACE_BYTES:
+    if may_be_large and packed.ByteSize() > TRACE_BYTES:
         raise LimitExceeded(f"the trace is larger than {TRACE_BYTES} bytes")
-    hops, causes, path, root = packed.hops, packed.causes, packed.path, packed.root
+    hops, causes, path = packed.hops, packed.causes, packed.path
     count = message.known = len(hops)
     if count == 1:
         hop = hops[0]
-        message.way, message.times = (check_id(hop.exchange),), (hop.at_us / 1e6,)
+        message.way = (check_id(hop.exchange),)
+        message.times = (hop.at_us / 1e6,)
+    elif count <= HOPS:
+        all_hops = hops[:]
+        message.way = tuple([check_id(hop.exchange) for hop in all_hops])
+        message.times = tuple([hop.at_us / 1e6 for hop in all_hops])
     else:
-        if count > HOPS:
-            raise LimitExceeded(_LONG_TRACE)
-        message.way = tuple([check_id(hop.exchange) for hop in hops[:]])
-        message.times = tuple([hop.at_us / 1e6 for hop in hops[:]])
+        raise LimitExceeded(_LONG_TRACE)
     message.causes = message.path = ()
-    message._root = root
+    message._root = root = packed.root
     if root:
         _origin(root)
     if len(causes):
@@ -331,12 +333,15 @@ def pack_bytes(message: Message, *, as_value: bool = False) -> bytes:
 
     They are kept: packing it once more, for another peer or after a further hop, costs next to nothing.
     """
-    data = message.wire
+    data, known, hops = message.wire, message.known, len(message.way)
     if data is None:
-        data = _pack_anew(message)
-    elif message.known < len(message.way):
-        data += b"".join(map(_hop, message.way[message.known :], message.times[message.known :]))
-    message.wire, message.known = data, len(message.way)
+        data = message.wire = _pack_anew(message)
+        message.known = hops
+    elif known < hops:
+        for at in range(known, hops):  # nearly always one
+            data += _hop(message.way[at], message.times[at])
+        message.wire = data
+        message.known = hops
     if as_value and message.content_type == JSON:
         packed = Packed.FromString(data)
         packed.value.CopyFrom(json_to_value(message.payload))
