@@ -203,11 +203,14 @@ class Message:
         return self._traceparent or _traceparent(f"00-{_digest(self.root, 16)}-", self.id)
 
 
+_RAW = (bytes, bytearray, memoryview)
+
+
 def encode_value(value: Any) -> tuple[bytes, str]:
     """Payload and content type of a Python value: bytes go as they are, all else as JSON."""
     if isinstance(value, Encoded):
         return value.data, JSON
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _RAW):
         return bytes(value), BINARY
     return encode_json(value), JSON
 
@@ -252,7 +255,6 @@ class Context(NamedTuple):
         return path, cut
 
 
-BEGINNING = Context()
 _LONGEST_NAME = ID_LENGTH + 2  # with its tag and length
 _LONGEST_ID = _LONGEST_NAME + 2 * 21
 
@@ -328,9 +330,10 @@ class Origin:
         )  # fmt: skip
         message.way = self._way
         message.times = (at,)
-        if context is not BEGINNING:
-            message.causes, message._root = context.causes, context.root
-            message.path, message.cut = context.fitting()
-            if context.traceparent:
-                message._traceparent = _traceparent(context.traceparent, id)
+        causes, root, path, cut, traceparent = context
+        if root or causes or path or cut:
+            message.causes, message._root = causes, root
+            message.path, message.cut = context.fitting() if path else (path, cut)
+        if traceparent:
+            message._traceparent = _traceparent(traceparent, id)
         return message

@@ -430,33 +430,35 @@ def _address(name: str, from_: str, to: str, kind: Kind) -> bytes:
 
 
 def _pack_anew(message: Message) -> bytes:
-    parts = [_text(_ID, message.id), _address(message.name, message.from_, message.to, message.kind)]
-    if message.content_type == JSON:
-        parts.append(_field(_JSON, message.payload))
-    parts += map(_hop, message.way, message.times)
-    if message.causes or message.path or message._root:
+    way, content_type, reply_to = message.way, message.content_type, message.reply_to
+    data = _text(_ID, message.id) + _address(message.name, message.from_, message.to, message.kind)
+    if content_type == JSON:
+        data += _field(_JSON, message.payload)
+    for at in range(len(way)):
+        data += _hop(way[at], message.times[at])
+    if message._root or message.causes or message.path:
         behind = [_text(_CAUSES, id) for id in message.causes]
         behind.append(_text(_ROOT, message._root))
         behind += [_text(_PATH, exchange) for exchange in message.path]
-        parts.append(_field(_TRACE, b"".join(behind)))
+        data += _field(_TRACE, b"".join(behind))
     if message.timestamp:
-        parts += (_TIMESTAMP, _when(message.timestamp))
-    if message.reply_to:
-        parts.append(_text(_REPLY_TO, message.reply_to))
+        data += _TIMESTAMP + _when(message.timestamp)
+    if reply_to:
+        data += _text(_REPLY_TO, reply_to)
     if message.last:
-        parts.append(_LAST + b"\x01")
+        data += _LAST + b"\x01"
     if (
         message.headers
         or message.error is not None
-        or message.content_type != JSON
+        or content_type != JSON
         or message.many
         or message.outcome is not None
         or message.lost is not None
         or message.cut
         or message._traceparent
     ):
-        parts.append(_pack_rest(message))
-    return b"".join(parts)
+        data += _pack_rest(message)
+    return data
 
 
 def _pack_rest(message: Message) -> bytes:

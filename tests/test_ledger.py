@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange_grpc import wire
+from exchange_grpc.frames import Batch
 from exchange_grpc.ledger import Ledger
 from exchange_grpc.limits import LEDGER_EVENTS
 from exchange_grpc.message import Context, Kind, Message, Origin, Outcome, Trace
@@ -111,6 +113,23 @@ def test_a_message_is_noted_once() -> None:
     trace = ledger.trace(message.id)
     assert ids(trace) == [message.id]
     assert len(trace["spans"][0]["events"]) == 1  # type: ignore[index]
+
+
+def test_nothing_of_what_a_message_carries_is_kept() -> None:
+    """Neither its payload nor the frame it came in, which it keeps alive as long as it lives itself."""
+    sent = messages()(payload=b"1", headers={"a": "b"})
+    batch = wire.decode(wire.encode_batch(1, [(wire.pack_bytes(sent), 1_000_000)]), 5.0)
+    assert isinstance(batch, Batch)
+    (message,) = batch.messages
+    assert isinstance(message, Message)
+    ledger = Ledger("a")
+    ledger.note(message)
+    ledger.record(message.id, 1.0, Outcome.HANDLED, by="x")
+
+    def kept(of: Any) -> set[type]:
+        return set().union(*map(kept, of)) if isinstance(of, list | tuple) else {type(of)}
+
+    assert kept(ledger._entries[message.id]) == {str, Kind, Outcome, float}
 
 
 def test_the_oldest_go_first_and_the_trace_says_that_it_was_cut() -> None:
