@@ -6,7 +6,6 @@ has the time left, and `timestamp` and hops are in seconds.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
 from math import inf
@@ -60,8 +59,7 @@ class Hop(NamedTuple):
     at: float
 
 
-@dataclass(slots=True, frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """Where a message has been (`hops`), and what stands behind it (all else)."""
 
     hops: tuple[Hop, ...] = ()

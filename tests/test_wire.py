@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -410,7 +409,7 @@ def test_what_is_read_late_is_what_was_sent_in_whatever_order_it_is_asked_for(se
 def test_on_its_way_a_message_gains_a_hop_at_each_exchange_and_nothing_else_changes(
     sent: Message, relays: list[str], unknown: bytes, left: int
 ) -> None:
-    sent.hop_trace = replace(sent.hop_trace, hops=sent.hop_trace.hops[: HOPS - len(relays)])
+    sent.hop_trace = sent.hop_trace._replace(hops=sent.hop_trace.hops[: HOPS - len(relays)])
     data = wire.pack_bytes(sent) + tag(1000, unknown)
     expected = message_pb2.Message.FromString(data)
     for n, relay in enumerate(relays):
@@ -818,7 +817,7 @@ def test_a_frame_with_some_bytes_changed_is_a_frame_or_refused(seed: bytes, chan
 def test_read_and_written_again_hops_are_what_they_were() -> None:
     hops = (Hop("a", 1.5), Hop("b", 1_700_000_000.123456))
     sent = made()
-    sent.hop_trace = replace(sent.hop_trace, hops=hops)
+    sent.hop_trace = sent.hop_trace._replace(hops=hops)
     assert wire.read_message(there(sent), NOW).hops == hops
 
 
