@@ -200,7 +200,7 @@ _LATE: dict[str, Callable[[Received], Any]] = {
     "content_type": _content_type,
     "timestamp": lambda message: message._packed.timestamp_us / 1e6,
     "last": lambda message: message._packed.last,
-    "many": lambda message: False,  # a request has read it
+    "many": lambda message: False,  # a request has it already
     "error": _error,
     "outcome": lambda message: _OUTCOMES.get(message._packed.outcome),
     "cut": lambda message: message._packed.trace.cut,
@@ -249,6 +249,7 @@ def read_message(packed: Packed, now: float, data: bytes | None = None) -> Recei
     message.reply_to = reply_to = packed.reply_to
     if reply_to:
         _origin(reply_to)
+        message.last = packed.last
         if packed.HasField("end"):
             message.lost = tuple(map(check_id, packed.end.lost[:LOST_NAMES]))
     elif kind in _ABOUT_ANOTHER:
