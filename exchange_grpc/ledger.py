@@ -4,18 +4,29 @@ Law: bounded, and without payloads. It keeps the newest `LEDGER_MESSAGES` messag
 received or forwarded here, and what became of each; the oldest go first. A trace is answered from
 it: everything with the same root. The answer is plain JSON, the shape of `TraceResponse` in
 `proto/exchange/v1/service.proto`; `traces.py` puts those of several exchanges together.
+
+Every message that passes is written down, and few are ever asked for. So an entry is one list, its
+events behind it, and becomes a `Span` when it is looked at; and a message that nothing came of yet is a
+family by itself, without a table of its members.
 """
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from .limits import LEDGER_EVENTS, LEDGER_MESSAGES, TRACE_ANSWER_BYTES
-from .message import Message, Outcome, Trace, microseconds
+from .message import Hop, Kind, Message, Outcome, Trace, microseconds
 from .patterns import is_traced
 from .payload import encode_json
 
+_GOOD_ENDS = (Outcome.HANDLED, Outcome.FORWARDED)
 _REASON = 200  # characters kept of a reason: a peer may have written it
+
+Entry = list[Any]  # id, name, kind, from, to, reply_to, root, causes, way, times; then the events
+Event = tuple[float, Outcome, str, float, str]  # at, outcome, by, seconds, reason
+_ROOT = 6
+_CAUSES = 7
+_EVENTS = 10
 
 
 class Span:
@@ -23,17 +34,21 @@ class Span:
 
     __slots__ = ("causes", "events", "from_", "hops", "id", "kind", "name", "reply_to", "root", "to")
 
-    def __init__(self, message: Message) -> None:
-        self.id = message.id
-        self.name = message.name
-        self.kind = message.kind
-        self.from_ = message.from_
-        self.to = message.to
-        self.causes = message.causes
-        self.hops = message.hops
-        self.reply_to = message.reply_to
-        self.root = message.root
-        self.events: list[tuple[float, Outcome, str, float, str]] = []  # at, outcome, by, seconds, reason
+    def __init__(self, entry: Entry) -> None:
+        self.id: str
+        self.name: str
+        self.kind: Kind
+        self.from_: str
+        self.to: str
+        self.reply_to: str
+        self.root: str
+        self.causes: tuple[str, ...]
+        (
+            self.id, self.name, self.kind, self.from_, self.to, self.reply_to, self.root, self.causes, way, times,
+            *events,
+        ) = entry  # fmt: skip
+        self.hops = tuple(map(Hop, way, times))
+        self.events: list[Event] = events
 
     def was(self, outcome: Outcome, by: str) -> bool:
         """Whether this became of it, and by whom."""
@@ -51,58 +66,76 @@ class Ledger:
     def __init__(self, exchange: str, capacity: int = LEDGER_MESSAGES) -> None:
         self.exchange = exchange
         self.capacity = capacity
-        self._spans: OrderedDict[str, Span] = OrderedDict()
-        self._families: dict[str, dict[str, None]] = {}  # root -> ids, in order of arrival
+        self._entries: dict[str, Entry] = {}
+        self._order: deque[str] = deque()  # of arrival; a dict is slow to say what its first is, once many have gone
+        self._families: dict[str, dict[str, None]] = {}  # root -> ids in order of arrival, if it is more than the root
         self._cut: set[str] = set()  # roots of which something was forgotten, and something is left
         self.counts = dict.fromkeys(Outcome, 0)
         self.bad_end: Callable[[Span, Outcome, str, str], None] | None = None  # hears what did not end well
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._entries)
 
     def note(self, message: Message) -> None:
         """Remember that `message` was here. Traffic of the system is not remembered, but for what changes something."""
-        if message.id in self._spans or not is_traced(message.name):
+        id, name, entries = message.id, message.name, self._entries
+        if id in entries or not is_traced(name):
             return
-        span = self._spans[message.id] = Span(message)
-        self._families.setdefault(span.root, {})[span.id] = None
-        if len(self._spans) > self.capacity:
+        root = message.root
+        entries[id] = [
+            id, name, message.kind, message.from_, message.to, message.reply_to,
+            root, message.causes, message.way, message.times,
+        ]  # fmt: skip
+        self._order.append(id)
+        if root != id or root in self._families:
+            self._join(id, root)
+        if len(self._order) > self.capacity:
             self._forget_oldest()
+
+    def _join(self, id: str, root: str) -> None:
+        family = self._families.get(root)
+        if family is None:
+            family = self._families[root] = {root: None} if root in self._entries else {}
+        family[id] = None
 
     def find(self, id: str) -> Span | None:
         """What is known of the message `id`."""
-        return self._spans.get(id)
+        entry = self._entries.get(id)
+        return None if entry is None else Span(entry)
 
     def record(
         self, id: str, at: float, outcome: Outcome, *, by: str = "", seconds: float = 0.0, reason: str = ""
     ) -> None:
         """Remember what became of the message `id`: `by` is its handler or the peer it was passed on to."""
-        span = self._spans.get(id)
-        if span is None:
+        entry = self._entries.get(id)
+        if entry is None:
             return
-        reason = reason[:_REASON].encode("utf-8", "replace").decode()
+        if reason:
+            reason = reason[:_REASON].encode("utf-8", "replace").decode()
         self.counts[outcome] += 1
-        if self.bad_end is not None and outcome > Outcome.FORWARDED:
-            self.bad_end(span, outcome, by, reason[:_REASON])
-        if len(span.events) < LEDGER_EVENTS:
-            span.events.append((at, outcome, by, seconds, reason[:_REASON]))
+        if self.bad_end is not None and outcome not in _GOOD_ENDS:
+            self.bad_end(Span(entry), outcome, by, reason)
+        if len(entry) < _EVENTS + LEDGER_EVENTS:
+            entry.append((at, outcome, by, seconds, reason))
         else:
-            self._cut.add(span.root)
+            self._cut.add(entry[_ROOT])
 
     def trace(self, id: str, root: str = "") -> dict[str, Any] | None:
         """Everything known here with the same root as the message `id`; None if nothing is.
 
         If it is too much for one answer, what led to `id` comes first.
         """
-        span = self._spans.get(id)
-        root = span.root if span is not None else root or id
+        entry = self._entries.get(id)
+        root = entry[_ROOT] if entry is not None else root or id
         family = self._families.get(root)
         if family is None:
-            return None
+            if root not in self._entries:
+                return None
+            family = {root: None}
         said: dict[str, dict[str, Any]] = {}
         size = 0
         for member in dict.fromkeys((*self._lineage(id), *family)):
-            span_said = self._said(self._spans[member])
+            span_said = self._said(Span(self._entries[member]))
             size += len(encode_json(span_said)) + 1
             if size > TRACE_ANSWER_BYTES:
                 break
@@ -113,21 +146,26 @@ class Ledger:
     def _lineage(self, id: str) -> list[str]:
         """The message and its newest causes, as far back as they are known."""
         line: dict[str, None] = {}
-        span = self._spans.get(id)
-        while span is not None and span.id not in line:
-            line[span.id] = None
-            span = next((self._spans[cause] for cause in reversed(span.causes) if cause in self._spans), None)
+        entry = self._entries.get(id)
+        while entry is not None and entry[0] not in line:
+            line[entry[0]] = None
+            causes = map(self._entries.get, reversed(entry[_CAUSES]))
+            entry = next((cause for cause in causes if cause is not None), None)
         return list(line)
 
     def _forget_oldest(self) -> None:
-        id, span = self._spans.popitem(last=False)
-        family = self._families[span.root]
+        id = self._order.popleft()
+        root = self._entries.pop(id)[_ROOT]
+        family = self._families.get(root)
+        if family is None:  # it was all of it
+            self._cut.discard(root)
+            return
         del family[id]
         if family:
-            self._cut.add(span.root)
+            self._cut.add(root)
         else:
-            del self._families[span.root]
-            self._cut.discard(span.root)
+            del self._families[root]
+            self._cut.discard(root)
 
     def _said(self, span: Span) -> dict[str, Any]:
         return {

@@ -6,7 +6,6 @@ has the time left, and `timestamp` and hops are in seconds.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
 from math import inf
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from .errors import RequestError
-from .limits import CAUSES, MESSAGE_SECONDS, PATH, TRACE_BASE_BYTES
+from .limits import CAUSES, ID_LENGTH, MESSAGE_SECONDS, PATH, TRACE_BASE_BYTES
 from .payload import BINARY, JSON, NULL, Encoded, decode_json, encode_json
 
 
@@ -60,8 +59,7 @@ class Hop(NamedTuple):
     at: float
 
 
-@dataclass(slots=True, frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """Where a message has been (`hops`), and what stands behind it (all else)."""
 
     hops: tuple[Hop, ...] = ()
@@ -69,7 +67,7 @@ class Trace:
     root: str = ""  # empty: the message itself
     path: tuple[str, ...] = ()
     cut: bool = False
-    traceparent: str = ""
+    traceparent: str = ""  # empty: the one that follows from the root and the id, see `Message.traceparent`
 
     def at(self, exchange: str, when: float) -> "Trace":
         """The trace once the message has reached `exchange`."""
@@ -82,7 +80,7 @@ class Trace:
 
 NO_TRACE = Trace()
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-_UNREAD: Any = object()
+UNREAD: Any = object()
 _LATEST_US = 2**62  # far beyond any clock
 
 
@@ -96,82 +94,150 @@ class Keeper(Protocol):
         """... and does not any more."""
 
 
-@dataclass(slots=True, eq=False)
 class Message:
-    """One message. Treat it as immutable: only the exchange that holds it rewrites `trace` and `deadline`."""
+    """One message. Treat it as immutable: only the exchange that holds it rewrites its hops and `deadline`.
 
-    id: str
-    name: str
-    kind: Kind
-    from_: str
-    to: str = ""
-    payload: bytes = NULL
-    content_type: str = JSON
-    hop_trace: Trace = NO_TRACE
-    timestamp: float = 0.0
-    deadline: float = inf
-    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)  # read-only
-    reply_to: str = ""
-    last: bool = False
-    error: RequestError | None = None
-    outcome: Outcome | None = None
-    many: bool = False  # a request to all who handle the name
-    lost: tuple[str, ...] | None = None  # of the reply that ends those to many: whose replies are lost; no value
-    keeper: Keeper | None = field(default=None, repr=False)  # who is told while it waits here; None: nobody asks
-    wire: Any = field(default=None, repr=False)  # what `wire.py` read it from: keeps the fields that are not known here
-    _value: Any = field(default=_UNREAD, repr=False)
+    A hub makes and drops one for each message that passes, so it is slots and nothing that has to be made:
+    the hops are two tuples, `way` and `times`, and become a `Trace` when somebody asks for `hop_trace`.
+    """
+
+    __slots__ = (
+        "_root", "_traceparent", "_value", "causes", "content_type", "cut", "deadline", "error", "from_", "headers",
+        "id", "keeper", "kind", "known", "last", "lost", "many", "name", "outcome", "path", "payload", "reply_to",
+        "times", "timestamp", "to", "way", "wire",
+    )  # fmt: skip
+
+    way: tuple[str, ...]  # the exchanges of its hops
+    times: tuple[float, ...]  # when it got to each of them
+    causes: tuple[str, ...]  # the ids of what stands directly behind it, the newest last
+    path: tuple[str, ...]
+    cut: bool
+    keeper: Keeper | None  # who is told while it waits here; None: nobody asks
+    known: int  # how many of its hops are in `wire`
+    _root: str
+    _traceparent: str
+
+    def __init__(
+        self,
+        id: str,
+        name: str,
+        kind: Kind,
+        from_: str,
+        to: str = "",
+        payload: bytes = NULL,
+        content_type: str = JSON,
+        hop_trace: Trace = NO_TRACE,
+        timestamp: float = 0.0,
+        deadline: float = inf,
+        headers: Mapping[str, str] = NO_HEADERS,  # read-only
+        reply_to: str = "",
+        last: bool = False,
+        error: RequestError | None = None,
+        outcome: Outcome | None = None,
+        many: bool = False,  # a request to all who handle the name
+        lost: tuple[str, ...] | None = None,  # of the reply that ends those to many: whose replies are lost; no value
+        wire: bytes | None = None,  # what `wire.py` read it from or packed it into; None: to be packed anew
+    ) -> None:
+        self.id = id
+        self.name = name
+        self.kind = kind
+        self.from_ = from_
+        self.to = to
+        self.payload = payload
+        self.content_type = content_type
+        self.timestamp = timestamp
+        self.deadline = deadline
+        self.headers = headers
+        self.reply_to = reply_to
+        self.last = last
+        self.error = error
+        self.outcome = outcome
+        self.many = many
+        self.lost = lost
+        self.wire = wire
+        self.keeper = None
+        self.known = 0
+        self._value: Any = UNREAD
+        if hop_trace is NO_TRACE:
+            self.way = self.times = self.causes = self.path = ()
+            self.cut = False
+            self._root = self._traceparent = ""
+        else:
+            self.hop_trace = hop_trace
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, {self.name!r}, {self.kind!r}, {self.from_!r}, {self.to!r})"
 
     @property
     def value(self) -> Any:
         """The payload: any JSON value, or bytes if it is no JSON. Raises InvalidMessage if it cannot be read."""
-        if self._value is _UNREAD:
+        if self._value is UNREAD:
             self._value = decode_json(self.payload) if self.content_type == JSON else self.payload
         return self._value
 
     @property
+    def hop_trace(self) -> Trace:
+        """Where it has been and what stands behind it, in one."""
+        return Trace(self.hops, self.causes, self._root, self.path, self.cut, self._traceparent)
+
+    @hop_trace.setter
+    def hop_trace(self, trace: Trace) -> None:
+        self.way = tuple([hop.exchange for hop in trace.hops])
+        self.times = tuple([hop.at for hop in trace.hops])
+        self.causes, self.path, self.cut = trace.causes, trace.path, trace.cut
+        self._root, self._traceparent = trace.root, trace.traceparent
+
+    def reached(self, exchange: str, when: float) -> None:
+        """Write down that the message has reached `exchange`."""
+        self.way += (exchange,)
+        self.times += (when,)
+
+    @property
     def trace(self) -> list[str]:
         """The exchanges visited, from the root along the newest cause to here."""
-        return self.hop_trace.names()
+        return merged((*self.path, *self.way))
 
     @property
     def hops(self) -> tuple[Hop, ...]:
         """Where this very message has been."""
-        return self.hop_trace.hops
-
-    @property
-    def causes(self) -> tuple[str, ...]:
-        """The ids of what stands directly behind it, the newest last."""
-        return self.hop_trace.causes
+        return tuple(map(Hop, self.way, self.times))
 
     @property
     def root(self) -> str:
         """The id of the message where it all began: its own if nothing stands behind it."""
-        return self.hop_trace.root or self.id
+        return self._root or self.id
+
+    @property
+    def traceparent(self) -> str:
+        """Its W3C trace context: what it says itself, or what follows from its root and its id."""
+        return self._traceparent or _traceparent(f"00-{_digest(self.root, 16)}-", self.id)
+
+
+_RAW = (bytes, bytearray, memoryview)
 
 
 def encode_value(value: Any) -> tuple[bytes, str]:
     """Payload and content type of a Python value: bytes go as they are, all else as JSON."""
     if isinstance(value, Encoded):
         return value.data, JSON
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _RAW):
         return bytes(value), BINARY
     return encode_json(value), JSON
 
 
-@dataclass(slots=True, frozen=True)
-class Context:
+class Context(NamedTuple):
     """What stands behind a message that is emitted now. `Context()` is a beginning."""
 
     causes: tuple[str, ...] = ()
     root: str = ""
     path: tuple[str, ...] = ()
     cut: bool = False
-    traceparent: str = ""
+    traceparent: str = ""  # of a caller who brought his own
 
     @staticmethod
     def of(message: Message) -> "Context":
         """The context of a handler that was given `message`."""
-        return Context((message.id,), message.root, *_path(message), message.hop_trace.traceparent)
+        return Context((message.id,), message.root, *_path(message), message._traceparent)
 
     def then(self, message: Message) -> "Context":
         """The same context after `message` (a reply) was awaited in it: a further, newer cause."""
@@ -182,18 +248,25 @@ class Context:
             self.root or message.root,
             path,
             self.cut or cut or len(causes) > CAUSES,
-            self.traceparent or message.hop_trace.traceparent,
+            self.traceparent or message._traceparent,
         )
 
-    def trace(self, id: str, exchange: str, when: float) -> Trace:
-        """The trace of the message `id` that `exchange` emits in this context."""
-        causes, path, cut = self.causes, self.path, self.cut
+    def fitting(self) -> tuple[tuple[str, ...], bool]:
+        """As much of `path`, the newest last, as a trace has room for; and whether anything was left out so far."""
+        causes, path = self.causes, self.path
+        if _LONGEST_ID * (len(causes) + 1) + _LONGEST_NAME * len(path) <= TRACE_BASE_BYTES:
+            return path, self.cut
         size = sum(map(len, causes)) + sum(map(len, path)) + 2 * (len(causes) + len(path)) + len(self.root)
+        cut = self.cut
         while path and size > TRACE_BASE_BYTES:  # causes alone never are: their number and ids are bounded
             cut = True
             size -= len(path[0]) + 2
             path = path[1:]
-        return Trace((Hop(exchange, when),), causes, self.root, path, cut, _traceparent(self.traceparent, id))
+        return path, cut
+
+
+_LONGEST_NAME = ID_LENGTH + 2  # with its tag and length
+_LONGEST_ID = _LONGEST_NAME + 2 * 21
 
 
 def microseconds(seconds: float) -> int:
@@ -212,15 +285,19 @@ def merged(names: Iterable[str]) -> list[str]:
 
 def _path(message: Message) -> tuple[tuple[str, ...], bool]:
     names = message.trace
-    return tuple(names[-PATH:]), message.hop_trace.cut or len(names) > PATH
+    return tuple(names[-PATH:]), message.cut or len(names) > PATH
 
 
 def _traceparent(parent: str, id: str) -> str:
     # W3C Trace Context: version, trace id of 16 bytes, span id of 8, flags. Both ids are digests of
-    # message ids, so that they need no randomness and can be found again from the ledger.
-    trace = parent[3:35] if parent else blake2b(id.encode(), digest_size=16).hexdigest()
-    flags = parent[53:] if parent else "01"  # whether it is sampled is decided where it began
-    return f"00-{trace}-{blake2b(id.encode(), digest_size=8).hexdigest()}-{flags}"
+    # message ids, so that they need no randomness, can be found again from the ledger, and need not travel
+    # as long as no caller brought a trace of his own.
+    flags = parent[53:] or "01"  # whether it is sampled is decided where it began
+    return f"{parent[:36]}{_digest(id, 8)}-{flags}"
+
+
+def _digest(id: str, size: int) -> str:
+    return blake2b(id.encode(), digest_size=size).hexdigest()
 
 
 class Origin:
@@ -231,6 +308,8 @@ class Origin:
         self.epoch = epoch
         self.wall = wall
         self._count = 0
+        self._prefix = f"{exchange}.{epoch}."
+        self._way = (exchange,)
 
     def make(
         self,
@@ -253,10 +332,18 @@ class Origin:
     ) -> Message:
         """A new message of this exchange, emitted now in `context`, with `seconds` to live."""
         self._count += 1
-        id = f"{self.exchange}.{self.epoch}.{self._count}"
+        id = f"{self._prefix}{self._count}"
         at = now + self.wall
-        return Message(
+        message = Message(
             id, name, kind, self.exchange, to, payload, content_type,
-            context.trace(id, self.exchange, at), at, now + seconds, headers, reply_to, last, error, outcome,
-            many, lost,
+            NO_TRACE, at, now + seconds, headers, reply_to, last, error, outcome, many, lost,
         )  # fmt: skip
+        message.way = self._way
+        message.times = (at,)
+        causes, root, path, cut, traceparent = context
+        if root or causes or path or cut:
+            message.causes, message._root = causes, root
+            message.path, message.cut = context.fitting() if path else (path, cut)
+        if traceparent:
+            message._traceparent = _traceparent(traceparent, id)
+        return message

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
     """A message ready to leave."""
 
     message: Message
-    packed: wire.Packed
+    data: bytes  # of the message, without its time left
     size: int  # in bytes, within a batch, at most
 
 
@@ -87,7 +87,7 @@ class Outbox:
         """How many messages have left and were not acknowledged."""
         return len(self._again) + len(self._flight)
 
-    def put(self, message: Message, packed: wire.Packed, size: int) -> list[Message]:
+    def put(self, message: Message, data: bytes, size: int) -> list[Message]:
         """Queue a message of so many bytes; those that made room for it, by policy. Raises QueueFull."""
         made_room: list[Message] = []
         if self.policy != WAIT and self.full and message.kind in _DROPPABLE:
@@ -97,7 +97,7 @@ class Outbox:
             made_room = self._drop_oldest()
         if len(self._queue) >= LINK_QUEUE_MESSAGES or self._queued_bytes + size > LINK_QUEUE_BYTES:
             raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
-        self._queue.append(Entry(message, packed, size))
+        self._queue.append(Entry(message, data, size))
         self._queued_bytes += size
         if message.keeper is not None:
             message.keeper.retain(size)
@@ -201,9 +201,8 @@ class Outbox:
         return self._frame(batch, first, now)
 
     def _frame(self, batch: list[Entry], seq: int, now: float) -> bytes:
-        for message, packed, _ in batch:
-            packed.ttl_us = max(1, int(min((message.deadline - now) * 1e6, _LONGEST_US)))
-        frame = wire.encode_batch(seq, [packed for _, packed, _ in batch])
+        left = [max(1, int(min((message.deadline - now) * 1e6, _LONGEST_US))) for message, _, _ in batch]
+        frame = wire.encode_batch(seq, [(entry.data, us) for entry, us in zip(batch, left, strict=True)])
         self._sent_bytes += len(frame)
         return frame
 

@@ -49,7 +49,7 @@ from .frames import (
 )
 from .inbox import Gap, Inbox
 from .limits import CONTEST_SECONDS, CONTROL_FRAMES, NAMES_PER_PEER, Limits
-from .message import Hop, Kind, Message
+from .message import Kind, Message
 from .outbox import AROUND, WAIT, Outbox, QueueFull
 
 __all__ = ["QueueFull"]  # for those who send
@@ -445,21 +445,20 @@ class Session:
         """Confirm who sent it, and fill in what a simple peer leaves out."""
         peer = self.peer
         assert peer is not None
-        hops = message.hops
-        if not hops:
-            hops = (Hop(peer.exchange, message.timestamp),)
-            message.hop_trace = replace(message.hop_trace, hops=hops)
+        if not message.way:
+            message.reached(peer.exchange, message.timestamp)
+        way = message.way
         if not message.from_:
-            message.from_ = hops[0].exchange
+            message.from_ = way[0]
         if not message.id and message.from_ != peer.exchange:
             return InvalidMessage("it is passed on, and has no id")
         if not message.id:
             message.id = f"{message.from_}.{peer.epoch}.{seq}"
-        if hops[-1].exchange != peer.exchange:
-            return InvalidMessage(f"its last hop is {hops[-1].exchange}, but it came from {peer.exchange}")
-        if hops[0].exchange != message.from_ or not message.id.startswith(message.from_ + "."):
+        if way[-1] != peer.exchange:
+            return InvalidMessage(f"its last hop is {way[-1]}, but it came from {peer.exchange}")
+        if way[0] != message.from_ or not message.id.startswith(message.from_ + "."):
             return InvalidMessage("its id, its `from` and its first hop do not agree")
-        if len(hops) > 1 and not peer.relay:
+        if len(way) > 1 and not peer.relay:
             return InvalidMessage(f"{peer.exchange} does not relay, so it cannot pass on a message of {message.from_}")
         return None
 
@@ -609,11 +608,11 @@ class Session:
 
         Raises QueueFull, and InvalidMessage if it cannot be said to this peer.
         """
-        packed = wire.pack(message, as_value=self.as_value)
-        size = packed.ByteSize() + AROUND
+        data = wire.pack_bytes(message, as_value=self.as_value)
+        size = len(data) + AROUND
         if self.peer is not None and size > min(self.peer.message_bytes + AROUND, self.peer.frame_bytes - AROUND):
             raise LimitExceeded(f"the message is larger than {self.peer.exchange} takes")
-        return self.out.put(message, packed, size)
+        return self.out.put(message, data, size)
 
     @property
     def full(self) -> bool:

@@ -254,9 +254,9 @@ class Router:
     def _admit(self, message: Message, link: str, now: float) -> bool:
         """Whether a received message may go on; refuses it otherwise. Writes the hop to here."""
         self.received += 1
-        hops = message.hops
-        visited = any(hop.exchange == self.me for hop in hops)
-        message.hop_trace = message.hop_trace.at(self.me, now + self._origin.wall)
+        hops = message.way
+        visited = self.me in hops
+        message.reached(self.me, now + self._origin.wall)
         self._ledger.note(message)
         if visited:
             self._fail(message, link, now, Outcome.LOOP, _loop(self.me, message))
@@ -551,7 +551,7 @@ class Router:
             self._sig("deliver", (message, link))
         if link is HERE or self.relay:
             interested = self._interested.match(message.name)
-            visited = {hop.exchange for hop in message.hops}
+            visited = message.way
             for peer in self.links.values():
                 if peer.id not in visited and (peer.relay or peer.id in interested):
                     self._pass_on(peer.id, message, now)
@@ -1020,13 +1020,13 @@ class Router:
 
 
 def _unvisited(links: Iterable[str], message: Message) -> tuple[str, ...]:
-    visited = [hop.exchange for hop in message.hops]
-    return tuple(link for link in links if link not in visited)
+    visited = message.way
+    return tuple([link for link in links if link not in visited])
 
 
 def _came_by(message: Message) -> str | None:
     """The link by which a message got here: the hop before ours."""
-    return message.hops[-2].exchange if len(message.hops) > 1 else HERE
+    return message.way[-2] if len(message.way) > 1 else HERE
 
 
 def _astray(error: RequestError | None, link: str) -> bool:
@@ -1038,5 +1038,5 @@ def _astray(error: RequestError | None, link: str) -> bool:
 
 
 def _loop(me: str, message: Message) -> RequestError:
-    way = " -> ".join(hop.exchange for hop in message.hops)
+    way = " -> ".join(message.way)
     return Unhandled(f"it came back to {me}: {way}", reason="LOOP", at=me, delivered=False)

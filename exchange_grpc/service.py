@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from copy import copy
 from math import inf
 from typing import Any, TypeVar
 
@@ -224,7 +224,9 @@ def _shown(message: Message, seen: Seen, *, as_value: bool) -> wire.Packed:
     for attempt in (as_value, False):
         with suppress(InvalidMessage):
             return wire.pack(message, as_value=attempt)
-    return wire.pack(replace(message, payload=NULL, content_type=JSON, wire=None))
+    shown = copy(message)
+    shown.payload, shown.content_type, shown.wire = NULL, JSON, None
+    return wire.pack(shown)
 
 
 def _as_proto(said: dict[str, Any], into: Answered) -> Answered:

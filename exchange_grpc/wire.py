@@ -1,16 +1,25 @@
 """Messages and frames <-> bytes, and `value` <-> `json`: the only door to generated code.
 
-A message that was received keeps the protobuf object it was read from (`Message.wire`), so that one
-that is only passed on is never decoded, and its unknown fields travel on. A `google.protobuf.Value`
-lives no longer than this module: it becomes JSON when it is read, and JSON becomes `Value` only for
-somebody who asked that way.
+A message that was received keeps the bytes it was read from (`Message.wire`). One that is only passed
+on is never written again: its bytes leave as they came, unknown fields included, with one more hop after
+them. That works because protobuf joins what is concatenated: lists go on, of a single field the last
+one counts. For the same reason a new message may be written in parts, those that all have by hand, and
+the others by the generated code; the time left is the last part, added when it leaves.
+
+All that must be checked is read at once, all else when somebody asks for it (`Received`).
+
+A `google.protobuf.Value` lives no longer than this module: it becomes JSON when it is read, and JSON
+becomes `Value` only for somebody who asked that way.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.any_pb2 import Any as AnyPb
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Value
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -54,11 +63,11 @@ from .limits import (
     REQUEST_SECONDS,
     TRACE_BYTES,
 )
-from .message import NO_TRACE, Hop, Kind, Message, Outcome, Trace, microseconds
+from .message import NO_HEADERS, UNREAD, Kind, Message, Outcome, microseconds
 from .patterns import check_id, check_name, check_pattern, shown
 from .payload import BINARY, JSON, NULL, decode_json, encode_json
 
-Packed = message_pb2.Message  # a message ready to be put into a batch
+Packed = message_pb2.Message
 
 DOMAIN = "exchange"  # of google.rpc.ErrorInfo
 EXACT = 2**53  # up to here a double tells every whole number from its neighbours
@@ -67,6 +76,12 @@ _OUTCOMES: dict[int, Outcome | None] = {0: None, **{int(outcome): outcome for ou
 _LIFE = {kind: REQUEST_SECONDS if kind is Kind.REQUEST else MESSAGE_SECONDS for kind in Kind}
 _MESSAGE_ID = re.compile(r"([A-Za-z0-9_-]{1,64})\.[0-9]{1,20}\.[0-9]{1,20}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_REQUEST = Kind.REQUEST  # 3.11 takes ten times as long to find a member of an enum as a name
+_ABOUT_ANOTHER = {Kind.REPLY, Kind.CANCEL, Kind.OUTCOME}
+_new = object.__new__
+_origins: dict[str, str] = {}  # what the ids of one exchange begin with -> its own id
+_ORIGINS = 8_192  # of them are remembered
+_LONG_TRACE = f"the trace has more than {HOPS} hops, {CAUSES} causes or {PATH} exchanges in its path"
 _DELIVERED = {"no": False}
 _TIME_LEFT_BYTES = 11  # of `ttl_us`, which is written when the message leaves, after its size was checked
 _SESSION_ID, _TOKEN = 64, 64  # characters and bytes: ours are shorter
@@ -139,82 +154,170 @@ def _into_value(item: Any, value: Value) -> None:
 # ---------------------------------------------------------------------------------------------- messages
 
 
-def read_message(packed: Packed, now: float) -> Message:
-    """The message in `packed`. Raises InvalidMessage. `id`, `from_` and hops may still be empty."""
+class Received(Message):
+    """A message that was read: what nobody had to check is read when it is asked for, once."""
+
+    __slots__ = ("_packed", "used_value")
+
+    _packed: Packed
+    used_value: bool  # its payload came as `value`
+
+    def __getattr__(self, name: str) -> Any:
+        read = _LATE.get(name)
+        if read is None:
+            raise AttributeError(f"a message has no {name!r}")
+        value = read(self)
+        setattr(self, name, value)
+        return value
+
+
+def _payload(message: Received) -> bytes:
+    packed = message._packed
+    form = packed.WhichOneof("payload")
+    return packed.json if form == "json" else packed.data.content if form == "data" else NULL
+
+
+def _content_type(message: Received) -> str:
+    packed = message._packed
+    return packed.data.content_type or BINARY if packed.HasField("data") else JSON
+
+
+def _error(message: Received) -> RequestError | None:
+    packed = message._packed
+    return read_status(packed.error) if packed.HasField("error") else None
+
+
+def _parent(message: Received) -> str:
+    text = message._packed.trace.traceparent
+    return text if _TRACEPARENT.fullmatch(text) else ""  # W3C: one that cannot be read is not passed on
+
+
+def _wire(message: Received) -> bytes:
+    """Its bytes once more, where it has not brought them or something was filled in."""
+    packed = message._packed
+    packed.id = message.id
+    setattr(packed, "from", message.from_)  # a keyword of Python
+    return packed.SerializeToString()
+
+
+_LATE: dict[str, Callable[[Received], Any]] = {
+    "payload": _payload,
+    "content_type": _content_type,
+    "timestamp": lambda message: message._packed.timestamp_us / 1e6,
+    "last": lambda message: message._packed.last,
+    "many": lambda message: False,  # a request has it already
+    "error": _error,
+    "outcome": lambda message: _OUTCOMES.get(message._packed.outcome),
+    "cut": lambda message: message._packed.trace.cut,
+    "_traceparent": _parent,
+    "wire": _wire,
+    "keeper": lambda message: None,
+}
+
+
+def read_message(packed: Packed, now: float, data: bytes | None = None) -> Received:
+    """The message in `packed`, which was read from `data`. Raises InvalidMessage.
+
+    `id`, `from_` and hops may still be empty: whoever knows the peer fills them in.
+    """
     kind = _KINDS.get(packed.kind)
     if kind is None:
         raise InvalidMessage(f"no such kind of message: {packed.kind}")
-    name, from_, to, id = check_name(packed.name), getattr(packed, "from"), packed.to, packed.id
-    if from_:
+    message = _new(Received)
+    message._packed = packed
+    message.kind = kind
+    message.name = check_name(packed.name)
+    message.id = id = packed.id
+    message.from_ = from_ = getattr(packed, "from")
+    message.to = to = packed.to
+    message._value = UNREAD
+    if id:
+        origin = _origin(id)
+        if from_ and from_ != origin:
+            raise InvalidMessage(f"{shown(id)} is no message id of {from_}")
+    elif from_:
         check_id(from_)
     if to:
         check_id(to)
-    if id:
-        origin = _MESSAGE_ID.fullmatch(id)
-        if origin is None or (from_ and origin[1] != from_):
-            raise InvalidMessage(f"{shown(id)} is no message id of {from_ or 'anybody'}: <exchange>.<epoch>.<n>")
-    form = packed.WhichOneof("payload")
-    payload, content_type = NULL, JSON
-    if form == "json":
-        payload = packed.json
-    elif form == "value":
-        payload = value_to_json(packed.value)
-        packed.json = payload  # takes the place of `value`
-    elif form == "data":
-        payload, content_type = packed.data.content, packed.data.content_type or BINARY
-        if len(content_type) > CONTENT_TYPE_BYTES:
-            raise LimitExceeded(f"the content type is longer than {CONTENT_TYPE_BYTES} bytes")
     ttl = packed.ttl_us
     if ttl < 0:
         raise InvalidMessage("the time left (`ttl_us`) is negative")
-    message = Message(
-        id,
-        name,
-        kind,
-        from_,
-        to,
-        payload,
-        content_type,
-        _read_trace(packed.trace) if packed.HasField("trace") else NO_TRACE,
-        packed.timestamp_us / 1e6,
-        now + (ttl / 1e6 if ttl else _LIFE[kind]),
-        wire=packed,
-    )
-    if packed.headers:
-        message.headers = check_headers(dict(packed.headers))
-    if packed.reply_to:
-        if not _MESSAGE_ID.fullmatch(packed.reply_to):
-            raise InvalidMessage(f"{shown(packed.reply_to)} is no message id")
-        message.reply_to = packed.reply_to
-    elif kind in (Kind.REPLY, Kind.CANCEL, Kind.OUTCOME):
+    message.deadline = now + (ttl / 1e6 if ttl else _LIFE[kind])
+    message.used_value = not packed.HasField("json") and _read_other_payload(packed)
+    if data is not None and id and from_ and not message.used_value:
+        message.wire = data  # else it is written anew
+    _read_trace(message, packed.trace, (packed.ByteSize() if data is None else len(data)) > TRACE_BYTES)
+    headers = packed.headers
+    message.headers = check_headers(dict(headers)) if headers else NO_HEADERS
+    if kind is _REQUEST:
+        message.many = packed.many
+    message.lost = None
+    message.reply_to = reply_to = packed.reply_to
+    if reply_to:
+        _origin(reply_to)
+        message.last = packed.last
+        if packed.HasField("end"):
+            message.lost = tuple(map(check_id, packed.end.lost[:LOST_NAMES]))
+    elif kind in _ABOUT_ANOTHER:
         raise InvalidMessage(f"a {kind.name.lower()} must say what it belongs to (`reply_to`)")
-    message.last = packed.last
-    if packed.HasField("error"):
-        message.error = read_status(packed.error)
-    message.outcome = _OUTCOMES.get(packed.outcome)
-    message.many = packed.many and kind is Kind.REQUEST
-    if packed.HasField("end"):
-        message.lost = tuple(map(check_id, packed.end.lost[:LOST_NAMES]))
     return message
 
 
-def _read_trace(packed: message_pb2.Trace) -> Trace:
-    if packed.ByteSize() > TRACE_BYTES:
+def _origin(id: str) -> str:
+    """The exchange that made the message with this id. Raises InvalidMessage if it is no id of a message."""
+    maker, _, number = id.rpartition(".")
+    origin = _origins.get(maker)
+    if origin is not None and number.isdecimal() and number.isascii() and len(number) <= 20:
+        return origin
+    whole = _MESSAGE_ID.fullmatch(id)
+    if whole is None:
+        raise InvalidMessage(f"{shown(id)} is no message id: <exchange>.<epoch>.<n>")
+    if len(_origins) >= _ORIGINS:
+        _origins.clear()
+    origin = _origins[maker] = whole[1]
+    return origin
+
+
+def _read_other_payload(packed: Packed) -> bool:
+    """Check what is not `json`. True if it is `value`, which becomes `json`."""
+    form = packed.WhichOneof("payload")
+    if form == "value":
+        packed.json = value_to_json(packed.value)
+    elif form == "data" and len(packed.data.content_type) > CONTENT_TYPE_BYTES:
+        raise LimitExceeded(f"the content type is longer than {CONTENT_TYPE_BYTES} bytes")
+    return form == "value"
+
+
+def _read_trace(message: Received, packed: message_pb2.Trace, may_be_large: bool) -> None:
+    # A list of protobuf is asked for its length and its items: to iterate over it costs three times as much.
+    if may_be_large and packed.ByteSize() > TRACE_BYTES:
         raise LimitExceeded(f"the trace is larger than {TRACE_BYTES} bytes")
-    hops = tuple([Hop(hop.exchange, hop.at_us / 1e6) for hop in packed.hops])
-    if len(hops) > HOPS or len(packed.causes) > CAUSES or len(packed.path) > PATH:
-        raise LimitExceeded(f"the trace has more than {HOPS} hops, {CAUSES} causes or {PATH} exchanges in its path")
-    for hop in hops:
-        check_id(hop.exchange)
-    for exchange in packed.path:
-        check_id(exchange)
-    for id in (*packed.causes, packed.root):
-        if id and not _MESSAGE_ID.fullmatch(id):
-            raise InvalidMessage(f"{shown(id)} is no message id")
-    traceparent = packed.traceparent
-    if traceparent and not _TRACEPARENT.fullmatch(traceparent):
-        traceparent = ""  # W3C: one that cannot be read is not passed on
-    return Trace(hops, tuple(packed.causes), packed.root, tuple(packed.path), packed.cut, traceparent)
+    hops, causes, path = packed.hops, packed.causes, packed.path
+    count = message.known = len(hops)
+    if count == 1:
+        hop = hops[0]
+        message.way = (check_id(hop.exchange),)
+        message.times = (hop.at_us / 1e6,)
+    elif count <= HOPS:
+        all_hops = hops[:]
+        message.way = tuple([check_id(hop.exchange) for hop in all_hops])
+        message.times = tuple([hop.at_us / 1e6 for hop in all_hops])
+    else:
+        raise LimitExceeded(_LONG_TRACE)
+    message.causes = message.path = ()
+    message._root = root = packed.root
+    if root:
+        _origin(root)
+    if len(causes):
+        if len(causes) > CAUSES:
+            raise LimitExceeded(_LONG_TRACE)
+        message.causes = tuple(causes[:])
+        for id in message.causes:
+            _origin(id)
+    if len(path):
+        if len(path) > PATH:
+            raise LimitExceeded(_LONG_TRACE)
+        message.path = tuple(map(check_id, path[:]))
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
@@ -232,66 +335,155 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
-def pack(message: Message, *, as_value: bool = False) -> Packed:
-    """`message` as protobuf, with all but its time left. Raises InvalidMessage, LimitExceeded.
+def pack_bytes(message: Message, *, as_value: bool = False) -> bytes:
+    """The bytes of `message`, without the time it has left. Raises InvalidMessage, LimitExceeded.
 
-    What was received is packed into the object it was read from: only its new hops are added.
+    They are kept: packing it once more, for another peer or after a further hop, costs next to nothing.
     """
-    packed = message.wire if message.wire is not None else _pack_anew(message)
-    message.wire = packed
-    if not packed.id:
-        packed.id = message.id
-    if not getattr(packed, "from"):
-        setattr(packed, "from", message.from_)
-    known = len(packed.trace.hops)
-    for hop in message.hop_trace.hops[known:]:
-        packed.trace.hops.add(exchange=hop.exchange, at_us=microseconds(hop.at))
+    data, known, hops = message.wire, message.known, len(message.way)
+    if data is None:
+        data = message.wire = _pack_anew(message)
+        message.known = hops
+    elif known < hops:
+        for at in range(known, hops):  # nearly always one
+            data += _hop(message.way[at], message.times[at])
+        message.wire = data
+        message.known = hops
     if as_value and message.content_type == JSON:
-        copy = Packed()
-        copy.CopyFrom(packed)
-        copy.value.CopyFrom(json_to_value(message.payload))
-        packed = copy
-    check_size(packed, more=_TIME_LEFT_BYTES)
+        packed = Packed.FromString(data)
+        packed.value.CopyFrom(json_to_value(message.payload))
+        data = packed.SerializeToString()
+    if len(data) + _TIME_LEFT_BYTES > MESSAGE_BYTES:
+        raise LimitExceeded(f"the message is larger than {MESSAGE_BYTES} bytes")
+    return data
+
+
+def pack(message: Message, *, as_value: bool = False) -> Packed:
+    """`message` as the doors show it: with its trace context, and without its time left.
+
+    Raises InvalidMessage, LimitExceeded.
+    """
+    packed = Packed.FromString(pack_bytes(message, as_value=as_value))
+    if message.id:
+        packed.trace.traceparent = message.traceparent
+        check_size(packed)
     return packed
 
 
-def check_size(packed: Packed, *, more: int = 0) -> None:
-    """Raises LimitExceeded for a message that is too large, once `more` bytes are added."""
-    if packed.ByteSize() + more > MESSAGE_BYTES:
+def check_size(packed: Packed) -> None:
+    """Raises LimitExceeded for a message that is too large."""
+    if packed.ByteSize() > MESSAGE_BYTES:
         raise LimitExceeded(f"the message is larger than {MESSAGE_BYTES} bytes")
 
 
-def _pack_anew(message: Message) -> Packed:
-    trace = message.hop_trace
-    packed = Packed(
-        id=message.id,
-        name=message.name,
-        to=message.to,
-        kind=int(message.kind),  # type: ignore[arg-type]  # the stub wants the enum's own type
-        timestamp_us=microseconds(message.timestamp),
-        reply_to=message.reply_to,
-        last=message.last,
-        trace=message_pb2.Trace(
-            causes=trace.causes, root=trace.root, path=trace.path, cut=trace.cut, traceparent=trace.traceparent
-        ),
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    number &= _LARGEST  # of a negative one, the complement
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _key(of: Any, field: str) -> bytes:
+    """What stands before the value of a field: its number, and that bytes or a number follow."""
+    descriptor = of.DESCRIPTOR.fields_by_name[field]
+    return _varint(descriptor.number << 3 | (0 if descriptor.type in _NUMBERS else 2))
+
+
+def _field(key: bytes, content: bytes) -> bytes:
+    size = len(content)
+    return key + (_SIZES[size] if size < len(_SIZES) else _varint(size)) + content
+
+
+def _text(key: bytes, text: str) -> bytes:
+    return _field(key, text.encode()) if text else b""
+
+
+_LARGEST = 2**64 - 1
+_NUMBERS = {FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_ENUM, FieldDescriptor.TYPE_BOOL}
+_SIZES = [_varint(size) for size in range(1_024)]  # of nearly all that is written
+_ID, _NAME, _FROM, _TO, _KIND, _JSON, _TRACE, _TIMESTAMP, _REPLY_TO, _LAST, _TIME_LEFT = (
+    _key(Packed, field)
+    for field in (
+        "id", "name", "from", "to", "kind", "json", "trace", "timestamp_us", "reply_to", "last", "ttl_us",
     )
-    setattr(packed, "from", message.from_)  # a keyword of Python
-    if message.content_type == JSON:
-        packed.json = message.payload
-    else:
-        packed.data.content = message.payload
-        packed.data.content_type = message.content_type
-    if message.headers:
-        packed.headers.update(message.headers)
+)  # fmt: skip
+_HOPS, _CAUSES, _ROOT, _PATH = (_key(message_pb2.Trace, field) for field in ("hops", "causes", "root", "path"))
+_EXCHANGE, _AT = (_key(message_pb2.Hop, field) for field in ("exchange", "at_us"))
+
+
+@lru_cache(256)
+def _when(seconds: float) -> bytes:
+    return _varint(microseconds(seconds))
+
+
+@lru_cache(256)  # all messages of a batch get here at once
+def _hop(exchange: str, when: float) -> bytes:
+    """A trace of one hop."""
+    return _field(_TRACE, _field(_HOPS, _text(_EXCHANGE, exchange) + _AT + _when(when)))
+
+
+def _time_left(us: int) -> bytes:
+    if 2**21 <= us < 2**28:  # 2 seconds to 4 minutes, as nearly all have
+        return _TIME_LEFT + bytes((us & 127 | 128, us >> 7 & 127 | 128, us >> 14 & 127 | 128, us >> 21))
+    return _TIME_LEFT + _varint(us)
+
+
+@lru_cache(4_096)
+def _address(name: str, from_: str, to: str, kind: Kind) -> bytes:
+    return _text(_NAME, name) + _text(_FROM, from_) + _text(_TO, to) + _KIND + _varint(kind)
+
+
+def _pack_anew(message: Message) -> bytes:
+    way, content_type, reply_to = message.way, message.content_type, message.reply_to
+    data = _text(_ID, message.id) + _address(message.name, message.from_, message.to, message.kind)
+    if content_type == JSON:
+        data += _field(_JSON, message.payload)
+    for at in range(len(way)):
+        data += _hop(way[at], message.times[at])
+    if message._root or message.causes or message.path:
+        behind = [_text(_CAUSES, id) for id in message.causes]
+        behind.append(_text(_ROOT, message._root))
+        behind += [_text(_PATH, exchange) for exchange in message.path]
+        data += _field(_TRACE, b"".join(behind))
+    if message.timestamp:
+        data += _TIMESTAMP + _when(message.timestamp)
+    if reply_to:
+        data += _text(_REPLY_TO, reply_to)
+    if message.last:
+        data += _LAST + b"\x01"
+    if (
+        message.headers
+        or message.error is not None
+        or content_type != JSON
+        or message.many
+        or message.outcome is not None
+        or message.lost is not None
+        or message.cut
+        or message._traceparent
+    ):
+        data += _pack_rest(message)
+    return data
+
+
+def _pack_rest(message: Message) -> bytes:
+    """What few messages have."""
+    packed = Packed(many=message.many, headers=message.headers)
+    if message.content_type != JSON:
+        packed.data.content, packed.data.content_type = message.payload, message.content_type
     if message.error is not None:
         packed.error.CopyFrom(status(message.error))
     if message.outcome is not None:
-        packed.outcome = int(message.outcome)  # type: ignore[assignment]
-    if message.many:
-        packed.many = True
+        packed.outcome = int(message.outcome)  # type: ignore[assignment]  # the stub wants the enum's own type
     if message.lost is not None:
         packed.end.lost.extend(message.lost)
-    return packed
+    if message.cut:
+        packed.trace.cut = True
+    if message._traceparent:
+        packed.trace.traceparent = message._traceparent
+    return packed.SerializeToString()
 
 
 def read_status(packed: Status) -> RequestError:
@@ -336,6 +528,29 @@ def _sayable(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ frames
 
 
+def _frame_of_bytes() -> Any:
+    """The class of frames as the schema has them, but for this: the messages of a batch are left as bytes."""
+    file = descriptor_pb2.FileDescriptorProto(name="exchange/v1/bytes.proto", package="exchange.v1.bytes")
+    file.syntax = "proto3"
+    for real in (frame_pb2.Batch, frame_pb2.Frame):
+        real.DESCRIPTOR.CopyToProto(file.message_type.add())
+    batch, frame = file.message_type
+    (messages,) = (field for field in batch.field if field.name == "messages")
+    messages.type = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
+    messages.ClearField("type_name")
+    (kind,) = (field for field in frame.field if field.name == "batch")
+    kind.type_name = ".exchange.v1.bytes.Batch"
+    kind.ClearField("oneof_index")
+    del frame.field[:], frame.oneof_decl[:]
+    frame.field.append(kind)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("exchange.v1.bytes.Frame"))
+
+
+_Bytes = _frame_of_bytes()
+
+
 def decode(data: bytes, now: float) -> Frame:
     """The frame in `data`. Raises InvalidMessage for a frame that cannot be taken as a whole."""
     if len(data) > FRAME_BYTES:
@@ -346,7 +561,7 @@ def decode(data: bytes, now: float) -> Frame:
         raise InvalidMessage("the frame cannot be parsed") from None
     kind = packed.WhichOneof("kind")
     if kind == "batch":
-        return _read_batch(packed.batch, now, may_be_large=len(data) > MESSAGE_BYTES)
+        return _read_batch(packed.batch, data, now)
     if kind == "ack":
         return Ack(packed.ack.seq)
     if kind == "credit":
@@ -392,15 +607,19 @@ def decode(data: bytes, now: float) -> Frame:
     return Unknown(kind or "")
 
 
-def _read_batch(batch: frame_pb2.Batch, now: float, *, may_be_large: bool) -> Batch:
+def _read_batch(batch: frame_pb2.Batch, data: bytes, now: float) -> Batch:
     messages: list[Message | Refusal] = []
     used_value = False
-    for packed in batch.messages:
-        used_value = used_value or packed.HasField("value")
+    all_packed, all_bytes = batch.messages[:], _Bytes.FromString(data).batch.messages[:]
+    if len(all_packed) != len(all_bytes):
+        raise InvalidMessage("the frame is several frames in one")
+    for packed, its in zip(all_packed, all_bytes, strict=True):
         try:
-            if may_be_large:
+            if len(its) > MESSAGE_BYTES:
                 check_size(packed)
-            messages.append(read_message(packed, now))
+            message = read_message(packed, now, its)
+            messages.append(message)
+            used_value = used_value or message.used_value
         except InvalidMessage as error:
             messages.append(Refusal(packed.id if len(packed.id) <= 128 else "", refused(error)))
     return Batch(batch.seq, messages, used_value)
@@ -451,12 +670,13 @@ def _check_question(id: str) -> str:
     return id
 
 
-def encode_batch(seq: int, messages: Iterable[Packed]) -> bytes:
-    """The bytes of a Batch frame."""
-    frame = frame_pb2.Frame()
+def encode_batch(seq: int, messages: Iterable[tuple[bytes, int]]) -> bytes:
+    """The bytes of a Batch frame, of what `pack_bytes` gave and the microseconds that each has left."""
+    frame = _Bytes()
     frame.batch.seq = seq
-    frame.batch.messages.extend(messages)
-    return frame.SerializeToString()
+    frame.batch.messages.extend([data + _time_left(left) for data, left in messages])
+    data: bytes = frame.SerializeToString()
+    return data
 
 
 def encode(frame: Frame) -> bytes:

@@ -17,7 +17,8 @@ give the same history, and whoever wants delay, silence or chance brings it.
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -69,7 +70,7 @@ class Plain:
             return self._out.popleft(), []
         if self._queue:
             message = self._queue.popleft()
-            return (Received([replace(message)]), []) if message.deadline > now else (None, [message])
+            return (Received([copy(message)]), []) if message.deadline > now else (None, [message])
         return None, []
 
     def lost(self) -> tuple[list[Message], list[Message]]:
@@ -213,7 +214,7 @@ class Node:
 
     def outcomes(self, id: str) -> list[Outcome]:
         """What the ledger here says became of a message."""
-        span = self.ledger._spans.get(id)
+        span = self.ledger.find(id)
         return [] if span is None else [event[1] for event in span.events]
 
     def leftovers(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange_grpc import wire
+from exchange_grpc.frames import Batch
 from exchange_grpc.ledger import Ledger
 from exchange_grpc.limits import LEDGER_EVENTS
 from exchange_grpc.message import Context, Kind, Message, Origin, Outcome, Trace
@@ -113,6 +115,23 @@ def test_a_message_is_noted_once() -> None:
     assert len(trace["spans"][0]["events"]) == 1  # type: ignore[index]
 
 
+def test_nothing_of_what_a_message_carries_is_kept() -> None:
+    """Neither its payload nor the frame it came in, which it keeps alive as long as it lives itself."""
+    sent = messages()(payload=b"1", headers={"a": "b"})
+    batch = wire.decode(wire.encode_batch(1, [(wire.pack_bytes(sent), 1_000_000)]), 5.0)
+    assert isinstance(batch, Batch)
+    (message,) = batch.messages
+    assert isinstance(message, Message)
+    ledger = Ledger("a")
+    ledger.note(message)
+    ledger.record(message.id, 1.0, Outcome.HANDLED, by="x")
+
+    def kept(of: Any) -> set[type]:
+        return set().union(*map(kept, of)) if isinstance(of, list | tuple) else {type(of)}
+
+    assert kept(ledger._entries[message.id]) == {str, Kind, Outcome, float}
+
+
 def test_the_oldest_go_first_and_the_trace_says_that_it_was_cut() -> None:
     make, ledger = messages(), Ledger("a", capacity=3)
     root = make()
@@ -211,5 +230,74 @@ def test_it_holds_the_newest_and_nothing_else(parents: list[int], capacity: int)
         lost_after = [other for other in made[:-capacity] if other.root == message.root]
         if not lost_after:
             assert trace["cut"] is False  # type: ignore[index]
-    assert sum(len(members) for members in ledger._families.values()) == len(kept)
+    assert sum(len(members) for members in ledger._families.values()) <= len(kept)
+    assert all(ledger._families.values())
     assert len(ledger._cut) <= capacity
+
+
+class Plain:
+    """The law of the ledger in the fewest words."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.kept: dict[str, tuple[str, list[Outcome]]] = {}  # id -> root, events
+        self.cut: set[str] = set()
+
+    def note(self, message: Message) -> None:
+        if message.id not in self.kept:
+            self.kept[message.id] = message.root, []
+        if len(self.kept) > self.capacity:
+            oldest = next(iter(self.kept))
+            self.cut.add(self.kept.pop(oldest)[0])
+        self.cut &= {root for root, _ in self.kept.values()}
+
+    def record(self, id: str, outcome: Outcome) -> None:
+        if id in self.kept:
+            root, events = self.kept[id]
+            if len(events) < LEDGER_EVENTS:
+                events.append(outcome)
+            else:
+                self.cut.add(root)
+
+    def family(self, root: str) -> list[str]:
+        return [id for id, (its, _) in self.kept.items() if its == root]
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=20),
+    st.lists(st.tuples(st.integers(0, 19), st.sampled_from([0, 0, 0, 1, 2, 70])), max_size=60),
+    st.integers(1, 6),
+)
+def test_it_tells_what_the_plainest_ledger_would(
+    parents: list[int], steps: list[tuple[int, int]], capacity: int
+) -> None:
+    """Messages come in any order, some before their root, some again; some have events, a few too many."""
+    made = family_of(parents, messages())
+    ledger, plain = Ledger("a", capacity), Plain(capacity)
+    heard: list[str] = []
+    ledger.bad_end = lambda span, outcome, by, reason: heard.append(span.id)
+    ends: list[str] = []
+    for n, events in steps:
+        message = made[n % len(made)]
+        ledger.note(message)
+        plain.note(message)
+        for event in range(events):
+            outcome = Outcome.FAILED if event % 2 else Outcome.FORWARDED
+            ledger.record(message.id, 1.0, outcome)
+            plain.record(message.id, outcome)
+            ends += [message.id] if event % 2 else []
+    assert heard == ends
+    assert ledger.counts[Outcome.FAILED] == len(ends)
+    assert len(ledger) == len(plain.kept)
+    for message in made:
+        family = plain.family(message.root)
+        trace = ledger.trace(message.id, message.root)
+        if not family:
+            assert trace is None
+            continue
+        assert ids(trace) == family
+        assert trace["cut"] == (message.root in plain.cut)  # type: ignore[index]
+        for id in family:
+            span = ledger.find(id)
+            assert span is not None
+            assert [event[1] for event in span.events] == plain.kept[id][1]

@@ -1,12 +1,14 @@
 """Message, Trace and Context: where a message has been, and because of what."""
 
 import itertools
+from hashlib import blake2b
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange.v1.message_pb2 import Message as Packed
 from exchange_grpc import wire
 from exchange_grpc.errors import InvalidMessage
 from exchange_grpc.limits import CAUSES, HOPS, ID_LENGTH, PATH, TRACE_BASE_BYTES, TRACE_BYTES
@@ -25,7 +27,7 @@ def made(exchange: str, context: Context = Context(), n: int = 0, **more: Any) -
 def travel(message: Message, *exchanges: str) -> Message:
     """`message` after it has reached each of `exchanges`."""
     for exchange in exchanges:
-        message.hop_trace = message.hop_trace.at(exchange, NOW)
+        message.reached(exchange, NOW)
     return message
 
 
@@ -80,9 +82,9 @@ def test_an_awaited_reply_is_a_further_and_newer_cause() -> None:
 
 def test_then_on_a_beginning_takes_root_and_trace_of_the_reply() -> None:
     reply = travel(made("b"), "a")
-    context = Context().then(reply)
-    assert context.root == reply.root
-    assert context.traceparent == reply.hop_trace.traceparent
+    message = made("a", Context().then(reply))
+    assert message.root == reply.root
+    assert message.traceparent[:36] == reply.traceparent[:36]
 
 
 def test_direct_causes_are_bounded_the_oldest_go() -> None:
@@ -156,19 +158,43 @@ def test_every_message_has_a_span_of_one_w3c_trace() -> None:
     first = made("a")
     second = made("b", Context.of(first))
     other = made("a", n=1)
-    version, trace, span, flags = first.hop_trace.traceparent.split("-")
+    version, trace, span, flags = first.traceparent.split("-")
     assert (version, len(trace), len(span), flags) == ("00", 32, 16, "01")
     assert int(trace, 16)
     assert int(span, 16)
-    assert second.hop_trace.traceparent.split("-")[1] == trace
-    assert second.hop_trace.traceparent.split("-")[2] != span
-    assert other.hop_trace.traceparent.split("-")[1] != trace
+    assert second.traceparent.split("-")[1] == trace
+    assert second.traceparent.split("-")[2] != span
+    assert other.traceparent.split("-")[1] != trace
+
+
+def test_a_traceparent_is_what_the_schema_says_it_is() -> None:
+    first = made("a")
+    second = made("b", Context.of(first))
+    for message in (first, second):
+        trace = blake2b(first.id.encode(), digest_size=16).hexdigest()
+        span = blake2b(message.id.encode(), digest_size=8).hexdigest()
+        assert message.traceparent == f"00-{trace}-{span}-01"
+
+
+def test_a_traceparent_that_follows_from_the_ids_does_not_travel_and_is_found_again() -> None:
+    message = made("a", Context.of(made("b")))
+    packed = Packed.FromString(wire.pack_bytes(message))
+    assert packed.trace.traceparent == ""
+    assert wire.read_message(packed, NOW).traceparent == message.traceparent
+    assert wire.pack(message).trace.traceparent == message.traceparent, "at a door it is said"
 
 
 def test_a_trace_of_open_telemetry_goes_on() -> None:
     parent = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
     message = made("a", Context(traceparent=parent))
-    assert message.hop_trace.traceparent.startswith("00-" + "1" * 32 + "-")
+    assert message.traceparent.startswith("00-" + "1" * 32 + "-")
+    there = wire.read_message(Packed.FromString(wire.pack_bytes(message)), NOW)
+    assert there.traceparent == message.traceparent
+    answer = made("b", Context.of(there))
+    assert Packed.FromString(wire.pack_bytes(answer)).trace.traceparent == answer.traceparent
+    assert answer.traceparent[:36] == message.traceparent[:36]
+    assert len({parent, message.traceparent, answer.traceparent}) == 3
+    assert Context().then(there).traceparent == message.traceparent
 
 
 def test_values() -> None:
@@ -195,6 +221,6 @@ def test_an_empty_trace() -> None:
 
 def test_whether_it_is_sampled_is_decided_where_it_began() -> None:
     parent = f"00-{'a' * 32}-{'b' * 16}-00"
-    child = Context(traceparent=parent).trace("a.1.2", "a", 0.0).traceparent
+    child = made("a", Context(traceparent=parent)).traceparent
     assert (child[:36], child[-3:]) == (f"00-{'a' * 32}-", "-00")
     assert child != parent

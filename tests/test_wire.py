@@ -1,9 +1,9 @@
 """Messages and frames <-> bytes; `value` <-> `json` at the edge."""
 
+import copy
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +61,17 @@ from exchange_grpc.limits import (
     PAYLOAD_DEPTH,
     REQUEST_SECONDS,
 )
-from exchange_grpc.message import Context, Hop, Kind, Message, Origin, Outcome
+from exchange_grpc.message import (
+    Context,
+    Hop,
+    Kind,
+    Message,
+    Origin,
+    Outcome,
+    Trace,
+    merged,
+    microseconds,
+)
 from exchange_grpc.payload import BINARY, JSON, decode_json, encode_json
 
 NOW, WALL = 100.0, 1_700_000_000.0
@@ -76,7 +86,7 @@ def made(kind: Kind = Kind.SEND, name: str = "a.b", context: Context = Context()
 
 def there(message: Message) -> message_pb2.Message:
     """`message` as the other side gets it: parsed from bytes."""
-    return message_pb2.Message.FromString(wire.pack(message).SerializeToString())
+    return message_pb2.Message.FromString(wire.pack_bytes(message))
 
 
 def frame(**kind: Any) -> bytes:
@@ -255,7 +265,7 @@ def passed_on(data: bytes) -> message_pb2.Message:
     """What leaves an exchange that got a message of these bytes, from me, and passes it on."""
     message = wire.read_message(message_pb2.Message.FromString(data), NOW)
     message.id, message.from_ = message.id or "me.1.1", message.from_ or "me"
-    message.hop_trace = message.hop_trace.at("relay", 2_000.0)
+    message.reached("relay", 2_000.0)
     return there(message)
 
 
@@ -286,6 +296,156 @@ def test_only_the_hops_change() -> None:
     assert after == before
 
 
+MESSAGE_IDS = st.builds("{}.{}.{}".format, IDS, st.integers(0, 10**20 - 1), st.integers(0, 10**20 - 1))
+TIMES = st.floats(-1e9, 4e12)
+TRACES = st.builds(
+    Trace,
+    hops=st.lists(st.builds(Hop, IDS, TIMES), max_size=HOPS).map(tuple),
+    causes=st.lists(MESSAGE_IDS, max_size=3).map(tuple),
+    root=MESSAGE_IDS | st.just(""),
+    path=st.lists(IDS, max_size=4).map(tuple),
+    cut=st.booleans(),
+    traceparent=st.just("") | st.just("00-" + "1" * 32 + "-" + "2" * 16 + "-01"),
+)
+HEADERS = st.dictionaries(st.text("abcß", min_size=1), st.text("abcß"), max_size=3)
+
+
+@st.composite
+def any_message(draw: st.DrawFn) -> Message:
+    """A message of this process with any of its fields set: more than a real one ever has."""
+    from_ = draw(IDS)
+    content_type = draw(st.sampled_from([JSON, BINARY, "image/png"]))
+    return Message(
+        f"{from_}.{draw(st.integers(0, 10**20 - 1))}.{draw(st.integers(0, 10**20 - 1))}",
+        draw(NAMES),
+        draw(st.sampled_from(Kind)),
+        from_,
+        draw(IDS | st.just("")),
+        draw(VALUES.map(encode_json)) if content_type == JSON else draw(st.binary()),
+        content_type,
+        draw(TRACES),
+        draw(TIMES),
+        headers=draw(HEADERS),
+        reply_to=draw(MESSAGE_IDS),
+        last=draw(st.booleans()),
+        error=draw(st.sampled_from([None, *ERRORS])),
+        outcome=draw(st.sampled_from([None, *Outcome])),
+        many=draw(st.booleans()),
+        lost=draw(st.none() | st.lists(IDS, max_size=3).map(tuple)),
+    )
+
+
+def by_generated_code(message: Message) -> message_pb2.Message:
+    """What the schema makes of `message`."""
+    trace = message.hop_trace
+    result = message_pb2.Message(
+        id=message.id,
+        name=message.name,
+        to=message.to,
+        kind=int(message.kind),  # type: ignore[arg-type]
+        timestamp_us=microseconds(message.timestamp),
+        reply_to=message.reply_to,
+        last=message.last,
+        many=message.many,
+        headers=message.headers,
+        trace=message_pb2.Trace(
+            hops=[message_pb2.Hop(exchange=exchange, at_us=microseconds(at)) for exchange, at in trace.hops],
+            causes=trace.causes,
+            root=trace.root,
+            path=trace.path,
+            cut=trace.cut,
+            traceparent=trace.traceparent,
+        ),
+    )
+    setattr(result, "from", message.from_)
+    if message.content_type == JSON:
+        result.json = message.payload
+    else:
+        result.data.CopyFrom(message_pb2.Data(content=message.payload, content_type=message.content_type))
+    if message.error is not None:
+        result.error.CopyFrom(wire.status(message.error))
+    if message.outcome is not None:
+        result.outcome = int(message.outcome)  # type: ignore[assignment]
+    if message.lost is not None:
+        result.end.lost.extend(message.lost)
+        result.end.SetInParent()
+    return result
+
+
+def received(data: bytes, left: int = 1) -> Message:
+    """The one message of a batch: as it is there, nothing has been asked of it."""
+    got = wire.decode(wire.encode_batch(1, [(data, left)]), NOW)
+    assert isinstance(got, Batch)
+    (message,) = got.messages
+    assert isinstance(message, Message), message
+    return message
+
+
+@given(any_message())
+def test_what_is_written_by_hand_is_what_the_schema_says(message: Message) -> None:
+    expected = by_generated_code(message)
+    expected.trace.SetInParent()
+    got = there(message)
+    got.trace.SetInParent()
+    assert got == expected
+
+
+FIELDS = (
+    "id", "name", "kind", "from_", "to", "payload", "content_type", "headers", "reply_to", "last", "outcome",
+    "lost", "causes", "path", "cut", "root", "way", "traceparent",
+)  # fmt: skip
+
+
+@given(any_message(), st.permutations(FIELDS))
+def test_what_is_read_late_is_what_was_sent_in_whatever_order_it_is_asked_for(sent: Message, order: list[str]) -> None:
+    got = received(wire.pack_bytes(sent))
+    for field in order:
+        assert getattr(got, field) == getattr(sent, field), field
+    assert got.many == (sent.many and sent.kind is Kind.REQUEST)
+    assert got.error == sent.error or vars(got.error) == vars(sent.error)
+    assert got.times == pytest.approx(sent.times, abs=1e-3)
+    assert got.timestamp == pytest.approx(sent.timestamp, abs=1e-3)
+    with pytest.raises(AttributeError):
+        _ = got.no_such_field  # type: ignore[attr-defined]
+
+
+@given(any_message(), st.lists(IDS, min_size=1, max_size=4), st.binary(max_size=20), st.integers(1, 2**62))
+def test_on_its_way_a_message_gains_a_hop_at_each_exchange_and_nothing_else_changes(
+    sent: Message, relays: list[str], unknown: bytes, left: int
+) -> None:
+    sent.hop_trace = sent.hop_trace._replace(hops=sent.hop_trace.hops[: HOPS - len(relays)])
+    data = wire.pack_bytes(sent) + tag(1000, unknown)
+    expected = message_pb2.Message.FromString(data)
+    for n, relay in enumerate(relays):
+        message = received(data, left)
+        message.reached(relay, float(n))
+        data = wire.pack_bytes(message)
+        assert wire.pack_bytes(message) is data, "another peer costs nothing"
+        expected.trace.hops.add(exchange=relay, at_us=n * 1_000_000)
+        expected.ttl_us = left
+        assert message_pb2.Message.FromString(data) == expected
+        assert message.trace == merged([*sent.path, *sent.way, *relays[: n + 1]])
+
+
+@given(any_message())
+def test_a_copy_and_a_message_that_is_packed_anew_are_what_they_were(sent: Message) -> None:
+    message = copy.copy(received(wire.pack_bytes(sent)))
+    message.wire = None
+    again = received(wire.pack_bytes(message))
+    for field in FIELDS:
+        assert getattr(again, field) == getattr(sent, field), field
+
+
+@given(st.integers(0, 2**62))
+def test_the_time_left_that_is_written_last_counts(left: int) -> None:
+    data = wire.encode_batch(1, [(there(made()).SerializeToString() + tag_number(11, 5), left)])
+    assert frame_pb2.Frame.FromString(data).batch.messages[0].ttl_us == left
+
+
+def tag_number(field: int, number: int) -> bytes:
+    return bytes([field << 3, number])
+
+
 @pytest.mark.parametrize("payload", [b'{"b" : 1,  "a":1.0}', b"not json at all \xff", b"[" * 100_000, b""])
 def test_a_payload_is_not_looked_at(payload: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def looked(*_: Any) -> Any:
@@ -307,9 +467,9 @@ def test_a_copy_as_value_keeps_what_is_not_known() -> None:
     data = packed(id="me.1.1", json=b'{"a":1}').SerializeToString() + tag(1000, b"unknown")
     message = wire.read_message(message_pb2.Message.FromString(data), NOW)
     message.from_ = "me"
-    copy = wire.pack(message, as_value=True)
-    assert b"unknown" in copy.SerializeToString()
-    assert copy.value.struct_value.fields["a"].number_value == 1
+    said = wire.pack(message, as_value=True)
+    assert b"unknown" in said.SerializeToString()
+    assert said.value.struct_value.fields["a"].number_value == 1
     assert wire.pack(message).json == b'{"a":1}', "the original is as it was"
 
 
@@ -326,12 +486,13 @@ def test_what_a_sender_passes_its_receiver_takes_although_the_time_left_is_writt
     size = MESSAGE_BYTES - 400
     while True:
         try:
-            message = wire.pack(made(payload=b"1" * size))
+            data = wire.pack_bytes(made(payload=b"1" * size))
         except LimitExceeded:
             break
         size += 1
-    message.ttl_us = 30_000_000
-    wire.check_size(message)
+    got = wire.decode(wire.encode_batch(1, [(data, 2**62)]), NOW)
+    assert isinstance(got, Batch)
+    assert isinstance(got.messages[0], Message)
 
 
 # --------------------------------------------------------------------------------------- value and json
@@ -518,7 +679,7 @@ def test_a_reject_comes_back_as_it_was(error: RequestError) -> None:
 
 def test_a_batch_comes_back_as_it_was() -> None:
     sent = [made(payload=b"1"), made(Kind.REQUEST, payload=b"2")]
-    got = wire.decode(wire.encode_batch(9, map(wire.pack, sent)), NOW)
+    got = wire.decode(wire.encode_batch(9, [(wire.pack_bytes(message), 1) for message in sent]), NOW)
     assert isinstance(got, Batch)
     assert got.seq == 9
     assert not got.used_value
@@ -529,9 +690,18 @@ def test_a_bad_message_in_a_batch_costs_the_others_nothing() -> None:
     messages = [packed(), packed(name="", id="me.1.2"), packed(name="", id="x" * 200), packed(value=Value())]
     got = wire.decode(frame(batch=frame_pb2.Batch(seq=1, messages=messages)), NOW)
     assert isinstance(got, Batch)
-    assert [type(message) for message in got.messages] == [Message, Refusal, Refusal, Message]
+    assert [isinstance(message, Message) for message in got.messages] == [True, False, False, True]
     assert [message.id for message in got.messages] == ["", "me.1.2", "", ""]
     assert got.used_value
+
+
+def test_a_frame_that_is_several_in_one_is_refused() -> None:
+    one = frame(batch=frame_pb2.Batch(messages=[packed()]))
+    with pytest.raises(InvalidMessage):
+        wire.decode(one + frame(hello=frame_pb2.Hello(exchange="a")) + one, NOW)
+    got = wire.decode(one + one, NOW)  # to protobuf this is one batch
+    assert isinstance(got, Batch)
+    assert len(got.messages) == 2
 
 
 def test_a_large_message_in_a_frame_is_refused_alone() -> None:
@@ -643,14 +813,14 @@ def test_a_frame_with_some_bytes_changed_is_a_frame_or_refused(seed: bytes, chan
         for message in got.messages:
             if isinstance(message, Message):
                 message.id, message.from_ = message.id or "me.1.1", message.from_ or "me"
-                message.hop_trace = message.hop_trace.at("relay", 1.0)
-                wire.pack(message)
+                message.reached("relay", 1.0)
+                message_pb2.Message.FromString(wire.pack_bytes(message))
 
 
 def test_read_and_written_again_hops_are_what_they_were() -> None:
     hops = (Hop("a", 1.5), Hop("b", 1_700_000_000.123456))
     sent = made()
-    sent.hop_trace = replace(sent.hop_trace, hops=hops)
+    sent.hop_trace = sent.hop_trace._replace(hops=hops)
     assert wire.read_message(there(sent), NOW).hops == hops
 
 

@@ -353,7 +353,11 @@ class Trace(_message.Message):
     cut: _builtins.bool
     """Something was left out of `causes` or `path`, the oldest first, because of their limits."""
     traceparent: _builtins.str
-    """The W3C trace context of this message, so that OpenTelemetry shows the same chain."""
+    """The W3C trace context of this message, so that OpenTelemetry shows the same chain. Set only if a
+    caller brought a trace of its own. Empty, or not well-formed, means: `00-<trace>-<span>-01`, with
+    `<trace>` the BLAKE2b digest of 16 bytes of `root` (of `id` if that is empty) and `<span>` the
+    BLAKE2b digest of 8 bytes of `id`, both without a key and in lower-case hexadecimal.
+    """
     @_builtins.property
     def hops(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hop]:
         """Where this message has been, from its origin to its receiver. The origin writes the first; a
