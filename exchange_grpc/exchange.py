@@ -158,6 +158,25 @@ class Peer:
         await self._link.close(stay_away=True)
 
 
+class _Dispatch:
+    """A message that is being sent: over which link it went, if it did, and how that ended."""
+
+    __slots__ = ("done", "error", "future", "line")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.error: Exception | None = None
+        self.future: asyncio.Future[None] | None = None  # for whoever waits for the end
+        self.line: Link | None = None
+
+    def end(self, error: Exception | None) -> None:
+        """It has left, or cannot."""
+        if not self.done:
+            self.done, self.error = True, error
+            if self.future is not None and not self.future.done():
+                self.future.set_result(None)
+
+
 class Exchange:
     """A process, or a part of one, that handles, emits and routes messages.
 
@@ -198,7 +217,8 @@ class Exchange:
         self._ledger = Ledger(self.id)
         self._router = Router(self._origin, self.kernel, self._ledger, balance=balance, draw=random.randrange)
         self._handlers = Handlers(self.id, self._now, self._offer, self._subscribe, self._reply_more)
-        self._observers = Observers(self._handlers.threads)
+        self._observers = Observers(self._handlers.threads, self._observing)
+        self._observing()
         self._relay = relay
         self._router.relay = bool(relay)
         self._accepting: set[asyncio.Task[None]] = set()
@@ -206,7 +226,7 @@ class Exchange:
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._replies: dict[str, Replies] = {}
         self._mirrors: set[Mirror] = set()
-        self._dispatching: dict[str, asyncio.Future[None]] = {}
+        self._dispatching: dict[str, _Dispatch] = {}
         self._log: LogEvents | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._running = False
@@ -516,21 +536,25 @@ class Exchange:
     async def _emit(self, message: Message, via: str | None = None) -> None:
         """Route a send, a publication or a broadcast; returns when it has left and there is room for more."""
         loop = self._enter()
-        future = self._dispatching[message.id] = loop.create_future()
+        dispatch = self._dispatching[message.id] = _Dispatch()
         try:
             name = "broadcast" if message.kind is Kind.BROADCAST else "route"
             self._signal(name, Arrival(message, HERE, self._now(), via))
-            await future
+            if not dispatch.done:  # nearly always it is
+                dispatch.future = loop.create_future()
+                await dispatch.future
         finally:
             del self._dispatching[message.id]
+        if dispatch.error is not None:
+            raise dispatch.error
         # Whoever sends much must let the writers run. A send waits for its link; what goes to many
         # must not wait for the slowest of them.
-        crowded = [line for line in self._links.by_peer.values() if line.session.full]
-        if crowded and (message.kind is Kind.SEND or len(self._links.by_peer) == 1):
-            for line in crowded:
+        line = dispatch.line
+        if line is not None and line.session.full:
+            if message.kind is Kind.SEND or len(self._links.by_peer) == 1:
                 await line.room()
-        elif crowded:
-            await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(0)
 
     async def _await_reply(self, message: Message, via: str | None = None) -> Message:
         """Route a request and wait for its reply, which may be an error."""
@@ -858,7 +882,12 @@ class Exchange:
         return self._handlers.deliver(message, link, (message, self._sig, self.state), self._ended)
 
     def _transmit(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
-        self._links.send(*value)
+        to, message = value
+        line = self._links.send(to, message)
+        if self._dispatching:
+            dispatch = self._dispatching.get(message.id)
+            if dispatch is not None:
+                dispatch.line = line
 
     def _control(self, value: tuple[str, Query | Answer | Reject], sig: Any, state: Any) -> bool:
         return self._links.control(*value)
@@ -886,12 +915,9 @@ class Exchange:
 
     def _dispatched(self, value: tuple[Message, RequestError | None], sig: Any, state: Any) -> None:
         message, error = value
-        future = self._dispatching.get(message.id)
-        if future is not None and not future.done():
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
+        dispatch = self._dispatching.get(message.id)
+        if dispatch is not None:
+            dispatch.end(error)
 
     def _withdraw(self, id: str, sig: Any, state: Any) -> None:
         self._handlers.withdraw(id)
@@ -907,6 +933,9 @@ class Exchange:
             Kind.SEND, "message.unhandled", Context.of(message), self._now(), to=self.id, payload=payload
         )
         self._handlers.signalled(event, (event, self._sig, self.state))
+
+    def _observing(self) -> None:
+        self._router.observed = bool(self._observers)
 
     def _observed(self, value: tuple[Seen, Message], sig: Any, state: Any) -> None:
         seen, message = value
@@ -953,9 +982,10 @@ class Exchange:
             log.error("routing failed at signal %r", name, exc_info=error)
         if isinstance(value, Arrival) and value.link is HERE:
             told = error if isinstance(error, ExchangeError) else ExchangeError("the message was not routed")
-            waiting: asyncio.Future[Any] | None = self._dispatching.get(value.message.id)
-            if waiting is None:
-                waiting = self._waiting.get(value.message.id)
+            dispatch = self._dispatching.get(value.message.id)
+            if dispatch is not None:
+                dispatch.end(told)
+            waiting = self._waiting.get(value.message.id)
             if waiting is not None and not waiting.done():
                 waiting.set_exception(told)
             replies = self._replies.pop(value.message.id, None)
@@ -991,9 +1021,9 @@ class Exchange:
 
     def _arm(self) -> None:
         due = self._router.next_deadline()
-        if due is None or self._loop is None or self._closed:
+        if due is None or (self._timer is not None and self._timer.when() <= due):
             return
-        if self._timer is not None and self._timer.when() <= due:
+        if self._loop is None or self._closed:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -1028,8 +1058,9 @@ class Exchange:
         self._follow_log()
         if self._timer is not None:
             self._timer.cancel()
-        unanswered: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._dispatching.values()]
-        for future in unanswered:
+        for dispatch in self._dispatching.values():
+            dispatch.end(Unavailable(f"the exchange {self.id} was closed", at=self.id))
+        for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Unavailable(f"the exchange {self.id} was closed", at=self.id))
         for replies in self._replies.values():

@@ -126,8 +126,8 @@ class Links(Generic[L, P]):
             line.session.announce(**change)
             line.wake()
 
-    def send(self, to: str, message: Message) -> None:
-        """Put a message on a link. Raises InvalidMessage if that cannot be."""
+    def send(self, to: str, message: Message) -> L:
+        """Put a message on a link, and return that. Raises InvalidMessage if that cannot be."""
         line = self.by_peer[to]
         session = line.session
         try:
@@ -142,6 +142,7 @@ class Links(Generic[L, P]):
         line.wake()
         if line.read_all:
             self.half_closed(line)
+        return line
 
     def control(self, to: str, frame: Query | Answer | Reject) -> bool:
         """Put a question or an answer on a link; False if it takes no more."""

@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class Observers:
-    """Those of one exchange. Plain functions run on `threads()`."""
+    """Those of one exchange. Plain functions run on `threads()`. `changed()` is called when some come or go."""
 
-    def __init__(self, threads: Callable[[], Executor]) -> None:
+    def __init__(self, threads: Callable[[], Executor], changed: Callable[[], None] = lambda: None) -> None:
         self._threads = threads
-        self._all: PatternMap[Watcher] = PatternMap()
+        self._all: PatternMap[Watcher] = PatternMap(lambda pattern, new: changed())
         self._of_events: PatternMap[Watcher] = PatternMap()
         self._functions: dict[_Observer, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -25,7 +25,7 @@ signal too, answered by whoever owns the links and the handlers (`exchange.py`):
          dispatched (message, error)      a send emitted here has left, or was taken, or could not be
          withdraw id                      cancel the handler of this request
          message.unhandled (message, error)
-         observed (seen, message)
+         observed (seen, message)        if `observed` says that somebody wants to know
 
 The four steps for a send or a request: handle it here; pass it to a linked peer that is addressed or
 offers the name; ask the relays; tell the origin that nobody takes it.
@@ -186,6 +186,7 @@ class Router:
         self._settled = 0.0  # from then on, nobody is expected back with a relay that has come back
         self._spread = Once()  # publications and requests to many that were here
         self.emitted = self.received = 0  # messages so far
+        self.observed = True  # somebody wants to be shown what passes
         self._open: dict[str, Open] = {}
         self._deadlines = Deadlines(self._open.__contains__, self._open.__len__)
         self._discovery = Discovery(self, f"{self.me}.{origin.epoch}")
@@ -226,8 +227,12 @@ class Router:
     def _route(self, arrival: Arrival, sig: Sig, state: Any) -> None:
         self.emitted += 1
         self._ledger.note(arrival.message)
-        self._sig("observed", (Seen.EMITTED, arrival.message))
+        self._show(Seen.EMITTED, arrival.message)
         self._take_up(arrival)
+
+    def _show(self, seen: Seen, message: Message) -> None:
+        if self.observed:
+            self._sig("observed", (seen, message))
 
     def _take_up(self, arrival: Arrival) -> None:
         message, link, now, _ = arrival
@@ -248,7 +253,7 @@ class Router:
         elif kind is Kind.PUBLISH:
             self._publish(message, link, now)
         else:
-            self._sig("observed", (Seen.RECEIVED, message))
+            self._show(Seen.RECEIVED, message)
             self._sig("deliver", (message, link))
 
     def _admit(self, message: Message, link: str, now: float) -> bool:
@@ -357,7 +362,7 @@ class Router:
         if taken is False:  # those who claim the name listen to other links only
             self._fail(message, link, now, Outcome.UNHANDLED, self._unhandled(f"{self.me} does not handle it"))
         elif link is not HERE:
-            self._sig("observed", (Seen.RECEIVED, message))
+            self._show(Seen.RECEIVED, message)
         elif entry is None:
             self._sig("dispatched", (message, None))
 
@@ -387,7 +392,7 @@ class Router:
         elif link is HERE:
             self._sig("dispatched", (message, None))
         if link is not HERE:
-            self._sig("observed", (Seen.FORWARDED, message))
+            self._show(Seen.FORWARDED, message)
 
     def _scatter(self, arrival: Arrival) -> None:
         """A request to many: to all who handle it here and next to here, and to all relays."""
@@ -414,7 +419,7 @@ class Router:
                 scatter.branches[to] = peer.relay
                 peer.out.add(message.id)
                 if link is not HERE:
-                    self._sig("observed", (Seen.FORWARDED, message))
+                    self._show(Seen.FORWARDED, message)
             else:
                 scatter.lose(to)
         self._ended_one_of_many(entry, now)
@@ -425,7 +430,7 @@ class Router:
             if not self._sig("deliver", (message, link)):
                 del scatter.branches[self.me]
             elif link is not HERE:
-                self._sig("observed", (Seen.RECEIVED, message))
+                self._show(Seen.RECEIVED, message)
         except LimitExceeded as error:
             self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, reason=str(error))
             scatter.lose(self.me)
@@ -474,7 +479,7 @@ class Router:
             return
         if entry.link is HERE:
             if link is not HERE:
-                self._sig("observed", (Seen.RECEIVED, message))
+                self._show(Seen.RECEIVED, message)
             self._sig("resolve", (entry.id, message))
         elif not self._pass_back(entry.link, message, now, link):
             if scatter is not None:
@@ -502,7 +507,7 @@ class Router:
             return False
         self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
         if link is not HERE:
-            self._sig("observed", (Seen.FORWARDED, message))
+            self._show(Seen.FORWARDED, message)
         return True
 
     def _cancel(self, message: Message, link: str | None, now: float) -> None:
@@ -531,7 +536,7 @@ class Router:
             self._discovery.forget(Target("name", message.name), link)
         if message.to == self.me:
             if link is not HERE:
-                self._sig("observed", (Seen.RECEIVED, message))
+                self._show(Seen.RECEIVED, message)
             failed = Message(message.reply_to, message.name, Kind.SEND, self.me, hop_trace=message.hop_trace)
             self._sig("message.unhandled", (failed, message.error or self._unhandled("no reason was given")))
             return
@@ -546,7 +551,7 @@ class Router:
         if not self._spread.first(message.id, now):
             return
         if link is not HERE:
-            self._sig("observed", (Seen.RECEIVED, message))
+            self._show(Seen.RECEIVED, message)
         if any(fits(pattern, message.name) for pattern in self.subscriptions):
             self._sig("deliver", (message, link))
         if link is HERE or self.relay:
@@ -561,7 +566,7 @@ class Router:
     def _broadcast(self, arrival: Arrival, sig: Sig, state: Any) -> None:
         message, _, now, _ = arrival
         self._ledger.note(message)
-        self._sig("observed", (Seen.EMITTED, message))
+        self._show(Seen.EMITTED, message)
         for peer in self.links:
             self._pass_on(peer, message, now)
         self._sig("dispatched", (message, None))
@@ -592,7 +597,7 @@ class Router:
         if entry is not None and entry.link == link:
             self._close(entry)
         if link is not HERE:
-            self._sig("observed", (Seen.RECEIVED, message))
+            self._show(Seen.RECEIVED, message)
         if message.kind is Kind.REQUEST:
             self._answer_error(message, link, now, error)
         elif link is HERE:
@@ -610,7 +615,7 @@ class Router:
             seconds=max(MESSAGE_SECONDS, request.deadline - now) if request.many else MESSAGE_SECONDS,
         )  # fmt: skip
         self._ledger.note(reply)
-        self._sig("observed", (Seen.EMITTED, reply))
+        self._show(Seen.EMITTED, reply)
         if link is HERE:
             self._sig("resolve", (request.id, reply))
         else:
@@ -659,7 +664,7 @@ class Router:
             to=message.from_, reply_to=message.id, outcome=outcome, error=error,
         )  # fmt: skip
         self._ledger.note(report)
-        self._sig("observed", (Seen.EMITTED, report))
+        self._show(Seen.EMITTED, report)
         self._transmit_quietly(link, report)
 
     # ---------------------------------------------------------------------------------------- open requests
@@ -1021,6 +1026,8 @@ class Router:
 
 def _unvisited(links: Iterable[str], message: Message) -> tuple[str, ...]:
     visited = message.way
+    if len(visited) == 1:  # here alone, which is no link
+        return tuple(links)
     return tuple([link for link in links if link not in visited])
 
 
