@@ -591,7 +591,7 @@ class Router:
     def _fail(self, message: Message, link: str | None, now: float, outcome: Outcome, error: RequestError) -> None:
         """Step 4, and every refusal: recorded here, signalled here, and told to the origin."""
         self._ledger.record(message.id, now + self._origin.wall, outcome, reason=error.message)
-        if outcome is Outcome.UNHANDLED:
+        if outcome is Outcome.UNHANDLED or (link is HERE and self._had_left(message)):
             self._sig("message.unhandled", (message, error))
         entry = self._open.get(message.id) if message.kind is Kind.REQUEST else None
         if entry is not None and entry.link == link:
@@ -604,6 +604,12 @@ class Router:
             self._sig("dispatched", (message, error))
         elif message.kind is Kind.SEND:
             self._report(message, link, now, outcome, error)
+
+    def _had_left(self, message: Message) -> bool:
+        """A send that was routed before: whoever emitted it does not wait any more, and hears of it as of an outcome."""
+        span = self._ledger.find(message.id)
+        forwarded = span is not None and any(event[1] is Outcome.FORWARDED for event in span.events)
+        return message.kind is Kind.SEND and forwarded
 
     def _answer_error(
         self, request: Message, link: str | None, now: float, error: RequestError | None, lost: tuple[str, ...] = ()

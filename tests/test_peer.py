@@ -14,18 +14,20 @@ from exchange_grpc.errors import Code, InvalidMessage, LimitExceeded, RequestErr
 from exchange_grpc.frames import (
     Answer,
     Batch,
+    Credit,
     Found,
     Frame,
     Goodbye,
     Hello,
     Interest,
     Introduction,
+    Pong,
     Query,
     Reject,
     Target,
     Welcome,
 )
-from exchange_grpc.limits import HANDSHAKE_SECONDS, REQUEST_SECONDS
+from exchange_grpc.limits import CREDIT_BYTES, CREDIT_MESSAGES, HANDSHAKE_SECONDS, REQUEST_SECONDS
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin
 from exchange_grpc.peer import Ended, Event, Opened, Phase, QueueFull, Received, Rejected, Session
 
@@ -78,6 +80,19 @@ def pair(**peer: Any) -> tuple[Session, Session]:
     return me, you
 
 
+def only(events: list[Event]) -> Message:
+    """The one message in what was understood."""
+    (event,) = events
+    assert isinstance(event, Received)
+    (message,) = event.messages
+    return message
+
+
+def received(events: list[Event]) -> list[Message]:
+    """The messages in what was understood."""
+    return [message for event in events if isinstance(event, Received) for message in event.messages]
+
+
 def passed(a: Session, b: Session, now: float = NOW) -> list[Event]:
     """What `b` understands of all that `a` has to say."""
     return [event for data in out(a, now) for event in b.receive(data, now)]
@@ -105,11 +120,12 @@ def test_hello_and_welcome() -> None:
     assert list(out(you)) == [], "whoever was dialled waits for Hello"
     (hello,) = out(me)
     assert list(out(me)) == []
-    assert you.receive(hello, NOW) == [Opened(intro("me", handles=("a",), relay=True))]
+    credit = Credit(CREDIT_MESSAGES, CREDIT_BYTES)
+    assert you.receive(hello, NOW) == [Opened(intro("me", handles=("a",), relay=True, credit=credit))]
     assert you.phase is Phase.OPENING, "until it is welcomed, which the exchange decides"
     you.welcome(intro("you", subscribes=("b.*", "c")))
     (welcome,) = out(you)
-    assert me.receive(welcome, NOW) == [Opened(intro("you", subscribes=("b.*", "c")))]
+    assert me.receive(welcome, NOW) == [Opened(intro("you", subscribes=("b.*", "c"), credit=credit))]
     assert me.phase is you.phase is Phase.OPEN
     assert me.tick(NOW + 1_000) == []
 
@@ -240,7 +256,7 @@ def test_everything_queued_leaves_in_one_frame_and_control_frames_first() -> Non
 
 
 def test_a_write_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.peer.BATCH_MESSAGES", 3)
+    monkeypatch.setattr("exchange_grpc.outbox.BATCH_MESSAGES", 3)
     me, you = pair()
     for _ in range(7):
         me.send(made())
@@ -250,8 +266,8 @@ def test_a_write_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         (4, 3),
         (7, 1),
     ]
-    monkeypatch.setattr("exchange_grpc.peer.BATCH_MESSAGES", 1_000)
-    monkeypatch.setattr("exchange_grpc.peer.BATCH_BYTES", 1_000)
+    monkeypatch.setattr("exchange_grpc.outbox.BATCH_MESSAGES", 1_000)
+    monkeypatch.setattr("exchange_grpc.outbox.BATCH_BYTES", 1_000)
     for _ in range(4):
         me.send(made(payload=b"1" * 300))
     assert [len(frame.messages) for frame in said(me) if isinstance(frame, Batch)] == [2, 2]
@@ -263,18 +279,16 @@ def test_messages_arrive_in_order_and_as_they_were() -> None:
     sent = [made(payload=b"%d" % n, headers={"n": str(n)}) for n in range(20)]
     for message in sent:
         me.send(message)
-    got = passed(me, you)
-    assert [event.message.payload for event in got if isinstance(event, Received)] == [m.payload for m in sent]
-    assert [event.message.id for event in got if isinstance(event, Received)] == [m.id for m in sent]
+    got = received(passed(me, you))
+    assert [message.payload for message in got] == [m.payload for m in sent]
+    assert [message.id for message in got] == [m.id for m in sent]
 
 
 def test_the_time_left_is_a_duration_without_the_wait() -> None:
     me, you = pair()
     me.send(made(seconds=10))
     (data,) = out(me, NOW + 4)
-    (event,) = you.receive(data, 5_000.0)
-    assert isinstance(event, Received)
-    assert event.message.deadline == pytest.approx(5_006.0)
+    assert only(you.receive(data, 5_000.0)).deadline == pytest.approx(5_006.0)
 
 
 def test_what_expired_in_the_queue_does_not_leave() -> None:
@@ -285,9 +299,7 @@ def test_what_expired_in_the_queue_does_not_leave() -> None:
     data, expired = me.data_to_send(NOW + 1)
     assert expired == [short, shorter]
     assert data is not None
-    (event,) = you.receive(data, NOW)
-    assert isinstance(event, Received)
-    assert event.message.id == long.id
+    assert only(you.receive(data, NOW)).id == long.id
     me.send(made(seconds=1))
     data, expired = me.data_to_send(NOW + 1)
     assert data is None
@@ -299,22 +311,19 @@ def test_what_expired_in_the_queue_does_not_leave() -> None:
 def test_a_message_that_lives_for_ever_harms_no_link(seconds: float) -> None:
     me, you = pair()
     me.send(made(seconds=seconds))
-    (event,) = passed(me, you)
-    assert isinstance(event, Received)
-    assert event.message.deadline > NOW + 1e8
+    assert only(passed(me, you)).deadline > NOW + 1e8
 
 
 def test_the_longest_time_to_live_on_the_wire_can_be_passed_on() -> None:
     session, next_one = opened(), opened(dialled=True)
-    (event,) = session.receive(batch(packed(ttl_us=2**63 - 1, timestamp_us=2**63 - 1)), NOW)
-    assert isinstance(event, Received)
-    event.message.hop_trace = event.message.hop_trace.at("me", NOW)
-    next_one.send(event.message)
+    message = only(session.receive(batch(packed(ttl_us=2**63 - 1, timestamp_us=2**63 - 1)), NOW))
+    message.hop_trace = message.hop_trace.at("me", NOW)
+    next_one.send(message)
     assert len(said(next_one)) == 1
 
 
 def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_MESSAGES", 3)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_QUEUE_MESSAGES", 3)
     me, _ = pair()
     for _ in range(3):
         me.send(made())
@@ -322,17 +331,19 @@ def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         me.send(made())
     list(out(me))
     me.send(made())
-    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_BYTES", 1_000)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_QUEUE_BYTES", 1_000)
     with pytest.raises(QueueFull):
         me.send(made(payload=b"1" * 1_000))
-    assert len(me.unsent()) == 1
-    assert me.unsent() == []
+    assert me.out.load()[0] == 1
+    assert len(me.out.take_unsent()) == 1
+    assert me.out.take_unsent() == []
+    assert me.out.load() == (0, 0)
     me.send(made(payload=b"1" * 500))
 
 
 def test_whoever_can_wait_is_told_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.peer.LINK_HIGH_WATER", 2)
-    monkeypatch.setattr("exchange_grpc.peer.LINK_HIGH_WATER_BYTES", 1_000)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_HIGH_WATER", 2)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_HIGH_WATER_BYTES", 1_000)
     me, _ = pair()
     for full in (False, False, True):
         me.send(made())
@@ -341,7 +352,7 @@ def test_whoever_can_wait_is_told_early(monkeypatch: pytest.MonkeyPatch) -> None
     assert not me.full
     me.send(made(payload=b"1" * 1_000))
     assert me.full
-    me.unsent()
+    me.out.take_unsent()
     assert not me.full
 
 
@@ -352,7 +363,7 @@ def test_control_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert session.control(Answer("you.7.q1", NAME, Found.NO))
     assert not session.control(Query("me.7.q2", NAME, 3))
     session.reject(1, "x", RequestError("x"))
-    assert [type(frame) for frame in said(session)] == [Query, Answer]
+    assert [type(frame) for frame in said(session)] == [Query, Answer, Reject], "refusals wait elsewhere"
 
 
 def test_a_peer_with_a_smaller_limit_gets_nothing_larger() -> None:
@@ -391,26 +402,24 @@ def test_a_peer_that_says_only_hello_and_batch_takes_part() -> None:
     hello = frame_pb2.Frame(hello=frame_pb2.Hello(exchange="you")).SerializeToString()
     assert session.receive(hello, NOW) == [Opened(Introduction("you"))]
     session.welcome(intro("me"))
+    assert [type(frame) for frame in said(session)] == [Welcome]
     events = session.receive(batch(packed(json=b"1"), packed(kind=2)), NOW)
-    messages = [event.message for event in events if isinstance(event, Received)]
+    messages = received(events)
     assert [message.id for message in messages] == ["you.0.1", "you.0.2"]
     assert [message.from_ for message in messages] == ["you", "you"]
     assert [[hop.exchange for hop in message.hops] for message in messages] == [["you"], ["you"]]
     assert [message.kind for message in messages] == [Kind.SEND, Kind.REQUEST]
     assert messages[1].deadline == NOW + REQUEST_SECONDS
-    (event,) = session.receive(batch(packed()), NOW)
-    assert isinstance(event, Received)
-    assert event.message.id == "you.0.3"
-    (event,) = session.receive(batch(packed(), seq=10), NOW)
-    assert isinstance(event, Received)
-    assert event.message.id == "you.0.10"
+    assert only(session.receive(batch(packed()), NOW)).id == "you.0.3"
+    assert only(session.receive(batch(packed(), seq=4), NOW)).id == "you.0.4"
+    assert said(session) == [], "neither Ack nor Credit nor Ping: nobody would read it"
+    assert session.tick(NOW + 1_000) == [], "and its silence says nothing"
+    assert said(session, NOW + 1_000) == []
 
 
 def test_whoever_speaks_value_is_answered_so() -> None:
     session = opened()
-    (event,) = session.receive(batch(valued({"a": 1})), NOW)
-    assert isinstance(event, Received)
-    assert event.message.payload == b'{"a":1}'
+    assert only(session.receive(batch(valued({"a": 1})), NOW)).payload == b'{"a":1}'
     session.send(made(payload=b'{"b":[2]}'))
     (data,) = out(session)
     (message,) = frame_pb2.Frame.FromString(data).batch.messages
@@ -455,9 +464,9 @@ FORGERIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", FORGERIES)
 def test_a_forged_message_is_rejected_and_the_rest_of_the_batch_stands(what: str) -> None:
     session = opened()
+    session.receive(batch(*[packed()] * 4), NOW)
     events = session.receive(batch(packed(name="one"), forged(**FORGERIES[what]), packed(name="two"), seq=5), NOW)
-    assert [event.message.name for event in events if isinstance(event, Received)] == ["one", "two"]
-    assert len(events) == 2
+    assert [message.name for message in received(events)] == ["one", "two"]
     (reject,) = said(session)
     assert isinstance(reject, Reject)
     assert reject.seq == 6
@@ -468,14 +477,10 @@ def test_a_forged_message_is_rejected_and_the_rest_of_the_batch_stands(what: str
 
 def test_a_relay_may_pass_on_what_others_made() -> None:
     session = opened(relay=True)
-    (event,) = session.receive(batch(forged(from_="far", id="far.7.1", hops=("far", "you"))), NOW)
-    assert isinstance(event, Received)
-    assert event.message.from_ == "far"
+    assert only(session.receive(batch(forged(from_="far", id="far.7.1", hops=("far", "you"))), NOW)).from_ == "far"
     events = session.receive(batch(forged(from_="far", id="far.7.1", hops=("far", "other"))), NOW)
     assert events == [], "but not what did not come by itself"
-    (event,) = session.receive(batch(forged(hops=("far", "you"), id="far.7.2")), NOW)
-    assert isinstance(event, Received)
-    assert event.message.from_ == "far"
+    assert only(session.receive(batch(forged(hops=("far", "you"), id="far.7.2")), NOW)).from_ == "far"
 
 
 def test_a_peer_may_begin_to_relay_and_stop() -> None:
@@ -493,7 +498,7 @@ def test_a_peer_may_begin_to_relay_and_stop() -> None:
 def test_a_message_that_cannot_be_read_is_rejected_with_its_number_and_id() -> None:
     session = opened()
     events = session.receive(batch(packed(), packed(name="a b", id="you.7.9"), packed(name="x" * 300), seq=1), NOW)
-    assert len(events) == 1
+    assert len(received(events)) == 1
     rejects = said(session)
     assert [(r.seq, r.id, r.error.reason) for r in rejects if isinstance(r, Reject)] == [
         (2, "you.7.9", "INVALID_MESSAGE"),
@@ -524,6 +529,7 @@ def test_a_reject_names_the_message_by_id_or_number() -> None:
 @pytest.mark.parametrize("seq", [2**64 - 1, 2**64 - 2])
 def test_numbers_that_run_over_the_edge_end_the_session(seq: int) -> None:
     session = opened()
+    session.into.received = seq - 1
     bad = packed(name="")
     ended(session, session.receive(batch(bad, bad, bad, seq=seq), NOW), Code.INVALID_ARGUMENT)
 
@@ -593,11 +599,12 @@ def test_questions_and_answers_are_handed_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ack", "credit", "ping", "pong"])
-def test_frames_without_use_so_far_are_ignored(kind: str) -> None:
+def test_frames_of_the_session_are_no_events(kind: str) -> None:
     session = opened()
     assert session.receive(frame_pb2.Frame(**{kind: {}}).SerializeToString(), NOW) == []
-    assert session.receive(b"", NOW) == []
+    assert session.receive(b"", NOW) == [], "nor are frames of an unknown kind"
     assert session.phase is Phase.OPEN
+    assert said(session) == ([Pong(0)] if kind == "ping" else [])
 
 
 # -------------------------------------------------------------------------------------------------- the end
@@ -611,14 +618,14 @@ def test_goodbye_comes_after_what_is_queued() -> None:
     me.goodbye(Code.INTERNAL, "said once")
     events = passed(me, you)
     assert [type(event) for event in events] == [Received, Ended]
-    assert events[1] == Ended(Code.OK, "that was all", "me")
+    assert events[1] == Ended(Code.OK, "that was all", "me", retry_after_ms=50)
     assert me.phase is you.phase is Phase.CLOSED
     me.goodbye()
     assert list(out(me)) == []
 
 
 def test_goodbye_waits_for_more_than_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.peer.BATCH_MESSAGES", 1)
+    monkeypatch.setattr("exchange_grpc.outbox.BATCH_MESSAGES", 1)
     me, you = pair()
     me.send(made())
     me.send(made())
@@ -641,8 +648,7 @@ def test_while_closing_what_comes_is_still_understood() -> None:
     me, you = pair()
     me.goodbye()
     you.send(made("you"))
-    (event,) = passed(you, me)
-    assert isinstance(event, Received)
+    only(passed(you, me))
 
 
 def test_goodbye_of_the_peer_ends_it_and_what_never_left_can_be_told() -> None:
@@ -653,7 +659,7 @@ def test_goodbye_of_the_peer_ends_it_and_what_never_left_can_be_told() -> None:
     assert passed(you, me) == [Ended(Code.UNAVAILABLE, "restart", "you")]
     assert me.phase is Phase.CLOSED
     assert list(out(me)) == []
-    assert me.unsent() == [message]
+    assert me.lost() == ([], [message])
 
 
 def test_a_broken_frame_ends_the_session_with_a_reason() -> None:
@@ -661,7 +667,7 @@ def test_a_broken_frame_ends_the_session_with_a_reason() -> None:
     session.send(made())
     event = ended(session, session.receive(b"\xff" * 9, NOW), Code.INVALID_ARGUMENT)
     assert "parsed" in event.reason
-    assert len(session.unsent()) == 1
+    assert [len(messages) for messages in session.lost()] == [0, 1]
 
 
 def test_stay_away_after_a_mistake() -> None:
@@ -714,17 +720,15 @@ def test_whatever_comes_is_an_event_or_the_end(dialled: bool, start: str, relay:
         events = session.receive(bytes_, NOW)
         assert not (closed and events)
         for event in events:
-            if isinstance(event, Opened):
-                if not dialled:
-                    session.welcome(intro("me"))
-            elif isinstance(event, Received):
-                message = event.message
-                assert message.hops[-1].exchange == session.peer.exchange  # type: ignore[union-attr]
-                assert message.id.startswith(message.from_ + ".")
-                message.hop_trace = message.hop_trace.at("me", NOW)
-                other = opened(dialled=True)
-                other.send(message)
-                assert said(other)
+            if isinstance(event, Opened) and not dialled:
+                session.welcome(intro("me"))
+        for message in received(events):
+            assert message.hops[-1].exchange == session.peer.exchange  # type: ignore[union-attr]
+            assert message.id.startswith(message.from_ + ".")
+            message.hop_trace = message.hop_trace.at("me", NOW)
+            other = opened(dialled=True)
+            other.send(message)
+            assert said(other)
         closed = closed or session.phase is Phase.CLOSED
         for sent in out(session):
             wire.decode(sent, NOW)
@@ -732,9 +736,7 @@ def test_whatever_comes_is_an_event_or_the_end(dialled: bool, start: str, relay:
 
 
 def test_the_hop_of_a_simple_peer_is_from_its_timestamp() -> None:
-    (event,) = opened().receive(batch(packed(timestamp_us=5_000_000)), NOW)
-    assert isinstance(event, Received)
-    assert event.message.hops == (Hop("you", 5.0),)
+    assert only(opened().receive(batch(packed(timestamp_us=5_000_000)), NOW)).hops == (Hop("you", 5.0),)
 
 
 def test_what_is_passed_on_has_an_id() -> None:

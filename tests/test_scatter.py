@@ -325,7 +325,8 @@ def test_only_those_who_handle_it_and_relays_are_asked(mesh: Mesh) -> None:
     mesh.settle()
     ask(mesh["a"])
     mesh.settle()
-    asked = {target for _, target, event in mesh.heard(Received) if event.message.kind is Kind.REQUEST}
+    heard = [(target, message) for _, target, event in mesh.heard(Received) for message in event.messages]
+    asked = {target for target, message in heard if message.kind is Kind.REQUEST}
     assert asked == {"hub", "b", "far"}
 
 
@@ -608,7 +609,7 @@ def test_a_full_queue_of_a_link_is_lost(monkeypatch: pytest.MonkeyPatch) -> None
     mesh.end("hub", "b").stuffed = True
     mesh["hub"].broadcast("x")  # what waits for b
     mesh.settle()
-    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_MESSAGES", 1)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_QUEUE_MESSAGES", 1)
     request = ask(mesh["a"])
     mesh.settle()
     assert heard(mesh["a"], request) == ({("c", 2): 1}, ("b",))
@@ -657,7 +658,7 @@ def test_a_reply_that_cannot_be_passed_on_is_lost(monkeypatch: pytest.MonkeyPatc
     mesh.settle()
     (message,) = mesh["c"].handled
     mesh.end("b", "a").stuffed = True
-    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_MESSAGES", 1)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_QUEUE_MESSAGES", 1)
     for value in range(3):
         mesh["c"].reply(message, value, last=False)
         mesh.settle()
@@ -683,7 +684,7 @@ def test_a_reply_that_cannot_be_passed_on_ends_no_other_branch(monkeypatch: pyte
     assert message.trace == ["a", "b", "c", "d"]
     mesh.end("b", "a").stuffed = True
     mesh["b"].broadcast("x")
-    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_MESSAGES", 1)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_QUEUE_MESSAGES", 1)
     mesh["d"].reply(message, 1, last=False)
     mesh.settle()
     monkeypatch.undo()
@@ -719,7 +720,7 @@ def test_replies_of_the_one_who_was_asked_have_no_gap(monkeypatch: pytest.Monkey
     mesh.settle()
     (message,) = mesh["c"].handled
     mesh.end("b", "a").stuffed = True
-    monkeypatch.setattr("exchange_grpc.peer.LINK_QUEUE_MESSAGES", 1)
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_QUEUE_MESSAGES", 1)
     for value in range(3):
         mesh["c"].reply(message, value, last=False)
         mesh.settle()
