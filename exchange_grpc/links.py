@@ -318,9 +318,10 @@ class Links(Generic[L, P]):
     def gave_up(self, line: L, reason: str) -> None:
         """It was broken or ended, and is not waited for any more."""
         peer = line.session.peer
+        known = line in self._faces
         self._gone(line, reason)
         self._forget(line)
-        if peer is not None:
+        if peer is not None and known:
             if peer.exchange not in self.by_peer:  # routing still expects it back
                 self._kernel.sig("peer.disconnect", Lost(peer.exchange, [], self._now()))
             self._tell("peer.gave_up", {"id": peer.exchange, "reason": reason})

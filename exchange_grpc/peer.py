@@ -215,6 +215,7 @@ class Session:
         self._rejects: deque[bytes] = deque()
         self._revision = me.revision
         self._goodbye: Goodbye | None = None
+        self.leaves = False  # by our own wish
         self._parting = False  # our Goodbye has left: nothing more is taken, and theirs is awaited
         self._expected = 0  # revision of the peer's interest
         self._handles: set[str] = set()
@@ -660,6 +661,7 @@ class Session:
         self, code: Code = Code.OK, reason: str = "", *, retry_after_ms: int = 0, stay_away: bool = False
     ) -> None:
         """Say that the session ends, after what is queued, and when coming back is of use, if it is."""
+        self.leaves = True
         if self.phase in (Phase.OPENING, Phase.OPEN):
             self.phase = Phase.CLOSING
             self._goodbye = Goodbye(code, reason, retry_after_ms, stay_away)

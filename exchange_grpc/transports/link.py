@@ -240,6 +240,7 @@ class Link:
         ended = self.ended
         planned = (
             ended is not None
+            and not self.session.leaves
             and not ended.stay_away
             and ended.code is not Code.ALREADY_EXISTS
             and ended.by != self.session.me.exchange
