@@ -1,5 +1,5 @@
 # The verbs of this project, for people and for CI alike. `make` alone lists them.
-# What they need they make: .venv (the project and its tools), .tools (protoc, grpcurl), .build.
+# What they need they make: .venv (the project and its tools), .tools (protoc, grpcurl, nats-server), .build.
 
 PYTHON ?= python3
 ADDR ?= 127.0.0.1:50051
@@ -10,6 +10,7 @@ ARGS ?=
 # an older protobuf than users get, so it lives in an environment of its own.
 PROTOC := grpcio-tools==1.81.1 mypy-protobuf==5.1.0
 GRPCURL := v1.9.4
+NATS_SERVER := v2.15.3
 
 BIN := .venv/bin
 RELEASED := proto/released.binpb
@@ -52,7 +53,7 @@ generate: .tools/protoc/.made .build/googleapis/.made ## generated/, anew from p
 freeze: .venv/.made .build/googleapis/.made ## at a release: the contract as it is, for later ones not to break
 	$(BUF_BUILD) $(RELEASED)
 
-bench: .venv/.made ## the benchmarks
+bench: .venv/.made .tools/.nats-server-$(NATS_SERVER) ## the benchmarks; ARGS='nats kernel' runs those
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .venv/.made: pyproject.toml
@@ -76,15 +77,23 @@ bench: .venv/.made ## the benchmarks
 		ignore=lambda _, names: [name for name in names if not name.endswith(".proto")])'
 	@touch $@
 
-# Only tests use grpcurl, and they say so when they are skipped: without Go, or when it cannot be
-# built, there is a line here and no failure. The next `make test` tries again.
-.tools/.grpcurl-$(GRPCURL):
+# Only tests use grpcurl and only a benchmark nats-server, and they say so when they do without: where there is
+# no Go, or when it cannot be built, there is a line here and no failure. The next `make` tries again.
+# $(call go_install,NAME,PACKAGE@VERSION,WHAT IS DONE WITHOUT IT)
+define go_install
 	@mkdir -p .tools/bin
 	@if ! command -v go >/dev/null; then \
-		echo "There is no Go to build grpcurl with: the tests that use it will be skipped."; \
-	elif echo "Building grpcurl $(GRPCURL): a minute or two, once." && CGO_ENABLED=0 GOBIN=$(CURDIR)/.tools/bin \
-		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL) >.tools/grpcurl.log 2>&1; then \
+		echo "There is no Go to build $(1) with: $(3)."; \
+	elif echo "Building $(1) $(lastword $(subst @, ,$(2))): a minute or two, once." && CGO_ENABLED=0 GOBIN=$(CURDIR)/.tools/bin \
+		go install $(2) >.tools/$(1).log 2>&1; then \
 		touch $@; \
 	else \
-		tail -n 3 .tools/grpcurl.log; echo "grpcurl could not be built: the tests that use it will be skipped."; \
+		tail -n 3 .tools/$(1).log; echo "$(1) could not be built: $(3)."; \
 	fi
+endef
+
+.tools/.grpcurl-$(GRPCURL):
+	$(call go_install,grpcurl,github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL),the tests that use it will be skipped)
+
+.tools/.nats-server-$(NATS_SERVER):
+	$(call go_install,nats-server,github.com/nats-io/nats-server/v2@$(NATS_SERVER),Exchange is measured without it)

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("kernel", "state", "messages", "observe")
+BENCHMARKS = ("kernel", "state", "messages", "observe", "nats")
 
 
 def main(names: list[str]) -> int:

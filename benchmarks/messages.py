@@ -15,162 +15,86 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import cycle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 
+from benchmarks.loads import (
+    AT_ONCE,
+    LAST_SECONDS,
+    SECONDS,
+    Ask,
+    Sender,
+    Sink,
+    at_once,
+    one_by_one,
+    one_way,
+    p50_and_p99,
+    payloads,
+)
 from benchmarks.measure import versions
+from benchmarks.processes import child, needed, said, say
 from exchange_grpc import Exchange
 from exchange_grpc.limits import LEDGER_MESSAGES
 from exchange_grpc.payload import encode_json
 
-ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 5
-SECONDS = 0.4  # of each measurement: messages that pile up on the way are far from what a link holds
-AT_ONCE = 64
-LAST_SECONDS = 20.0  # for what was sent to arrive
-WEBHOOKS = 200
 LOCAL_LINES = ("local, straight", "local, hub")
 GRPC_LINES = ("gRPC, straight", "gRPC, hub")
 PLAIN = "  grpc.aio"  # below the line that it is compared with
 ECHO = "/benchmark.Echo/Echo"
 
-Ask = Callable[[Any], Awaitable[Any]]
 Figures = dict[str, dict[str, list[float]]]  # line -> column -> one for each round
 
 
 class Line(NamedTuple):
-    """One way to the sink: how to ask over it, and the exchange that sends (none over plain gRPC)."""
+    """One way to the sink: how to ask over it, and how to send (not over plain gRPC)."""
 
     ask: Ask
-    source: Exchange | None = None
-
-
-class Sink:
-    """Takes what is sent and counts it; answers what is asked."""
-
-    def __init__(self) -> None:
-        self._taken = 0
-        self._began = self._last = 0.0
-
-    def exchange(self) -> Exchange:
-        handlers = {"bench.take": self._take, "bench.echo": self._echo, "bench.begin": self._begin}
-        return Exchange("sink", handlers={**handlers, "bench.end": self._end})
-
-    async def _take(self) -> None:
-        self._taken += 1
-        self._last = time.perf_counter()
-
-    async def _echo(self, msg: Any) -> Any:
-        return msg.value
-
-    async def _begin(self) -> None:
-        self._taken, self._began = 0, time.perf_counter()
-
-    async def _end(self, msg: Any) -> float:
-        """The seconds until the last of so many was taken."""
-        async with asyncio.timeout(LAST_SECONDS):
-            while self._taken < msg.value:  # noqa: ASYNC110  # an event would cost each message something
-                await asyncio.sleep(0.001)
-        return self._last - self._began
+    sender: Sender | None = None
 
 
 # ------------------------------------------------------------------------------------------------- measuring
-
-
-async def one_way(source: Exchange, values: Iterator[Any], seconds: float = SECONDS) -> tuple[int, float]:
-    """How many messages were sent, and the seconds until the last had been taken."""
-    await source.request("bench.begin")
-    sent, end = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        await source.send("bench.take", next(values))
-        sent += 1
-    return sent, await source.request("bench.end", sent, timeout=2 * LAST_SECONDS)
-
-
-async def at_once(ask: Ask, values: Iterator[Any], seconds: float = SECONDS) -> tuple[int, float]:
-    """How many requests were answered, and the seconds that it took, with `AT_ONCE` under way all the time."""
-    start = time.perf_counter()
-
-    async def keep_asking() -> int:
-        asked = 0
-        while time.perf_counter() < start + seconds:
-            await ask(next(values))
-            asked += 1
-        return asked
-
-    return sum(await asyncio.gather(*(keep_asking() for _ in range(AT_ONCE)))), time.perf_counter() - start
-
-
-async def one_by_one(ask: Ask, values: Iterator[Any], seconds: float = SECONDS) -> list[float]:
-    """The seconds of each round trip."""
-    times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        await ask(next(values))
-        times.append(time.perf_counter() - start)
-    return times
 
 
 async def measure(line: Line, values: Iterator[Any], raw: Iterator[bytes]) -> dict[str, float]:
     """One round of one line, by column."""
     found = {}
     gc.collect()  # nobody pays for the garbage of another; the collector stays on
-    if line.source is not None:
-        sent, seconds = await one_way(line.source, values)
+    if line.sender is not None:
+        sent, seconds = await one_way(line.sender, values)
         found["one way"] = sent / seconds
-    payloads = raw if line.source is None else values
-    answered, seconds = await at_once(line.ask, payloads)
+    carried = raw if line.sender is None else values
+    answered, seconds = await at_once(line.ask, carried)
     found["at once"] = answered / seconds
-    times = await one_by_one(line.ask, payloads)
-    found["p50"], found["p99"] = (statistics.quantiles(times, n=100)[at] * 1e6 for at in (49, 98))
-    return found
-
-
-def payloads() -> dict[str, list[Any]]:
-    """What the messages carry, by what it is called."""
-    small = {"order": 4711, "customer": "c-20230513", "items": [3, 1, 4, 1, 5], "paid": True, "note": ""}
-    small["note"] = "x" * (100 - len(encode_json(small)))
-    found = {"100 bytes": [small]}
-    path = os.environ.get("EXCHANGE_WEBHOOKS")
-    if path:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()[:WEBHOOKS]
-        values = [json.loads(line)["value"] for line in lines]
-        size = statistics.median(len(encode_json(value)) for value in values)
-        found[f"webhooks of {size / 1000:.1f} KB"] = values
+    found["p50"], found["p99"] = p50_and_p99(await one_by_one(line.ask, carried))
     return found
 
 
 # ----------------------------------------------------------------------------------------------- the processes
 
 
-@asynccontextmanager
-async def child(module: str, *args: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`python -m MODULE ARGS` on a pipe; it ends when its input does, so it never outlives us."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *args, stdin=pipe, stdout=pipe, cwd=ROOT
-    )
-    assert process.stdin is not None
-    try:
-        yield process
-    finally:
-        process.stdin.close()
-        await process.wait()
+def sink_exchange() -> Exchange:
+    """Takes what is sent and counts it; answers what is asked."""
+    exchange, sink = Exchange("sink"), Sink()
+    exchange.handle("bench.take")(sink.take)
 
+    @exchange.handle("bench.begin")
+    async def begin() -> None:
+        sink.begin()
 
-async def said(process: asyncio.subprocess.Process) -> Any:
-    """The next line of a child, which is JSON."""
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line:
-        raise RuntimeError("a process of the benchmark failed")
-    return json.loads(line)
+    @exchange.handle("bench.end")
+    async def end(msg: Any) -> tuple[int, float]:
+        return await sink.end(msg.value)
+
+    @exchange.handle("bench.echo")
+    async def echo(msg: Any) -> Any:
+        return msg.value
+
+    return exchange
 
 
 async def serve(exchange: Exchange, answer: Callable[[bytes, Any], Awaitable[bytes]]) -> None:
@@ -182,8 +106,8 @@ async def serve(exchange: Exchange, answer: Callable[[bytes, Any], Awaitable[byt
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     url = await exchange.listen("grpc://127.0.0.1:0")
-    print(json.dumps({"exchange": url, "grpc": f"127.0.0.1:{port}"}), flush=True)
-    await asyncio.to_thread(sys.stdin.read)
+    say({"exchange": url, "grpc": f"127.0.0.1:{port}"})
+    await needed()
     await server.stop(None)
 
 
@@ -191,7 +115,7 @@ async def run_sink() -> None:
     async def echo(data: bytes, context: Any) -> bytes:
         return data
 
-    async with Sink().exchange() as sink:
+    async with sink_exchange() as sink:
         await serve(sink, echo)
 
 
@@ -207,22 +131,31 @@ async def run_hub(sink: dict[str, str], hub: Exchange) -> None:
         await serve(hub, forward)
 
 
+def sender_of(source: Exchange) -> Sender:
+    return Sender(
+        lambda value: source.send("bench.take", value),
+        lambda: source.request("bench.begin"),
+        lambda sent: source.request("bench.end", sent, timeout=2 * LAST_SECONDS),
+    )
+
+
 @asynccontextmanager
 async def source_of(to: str | Exchange) -> AsyncIterator[Exchange]:
     """An exchange that is linked, and knows the way to the sink, whose ledger and those on the way are full."""
     async with Exchange("source") as source:
         await source.connect(to)
-        await source.request("bench.begin")
+        sender = sender_of(source)
+        await sender.begin()
         for _ in range(LEDGER_MESSAGES):
-            await source.send("bench.take")
-        await source.request("bench.end", LEDGER_MESSAGES, timeout=2 * LAST_SECONDS)
+            await sender.send(None)
+        await sender.end(LEDGER_MESSAGES)
         yield source
 
 
 @asynccontextmanager
 async def line_to(to: str | Exchange) -> AsyncIterator[Line]:
     async with source_of(to) as source:
-        yield Line(lambda value: source.request("bench.echo", value), source)
+        yield Line(lambda value: source.request("bench.echo", value), sender_of(source))
 
 
 async def rounds(lines: dict[str, Line]) -> dict[str, Figures]:
@@ -240,7 +173,7 @@ async def rounds(lines: dict[str, Line]) -> dict[str, Figures]:
 
 async def run_source(sink: dict[str, str], hub: dict[str, str]) -> None:
     """Measure all lines and say what was found: those of one process first, which are gone then."""
-    async with Sink().exchange() as one, Sink().exchange() as other, Exchange("hub") as between:
+    async with sink_exchange() as one, sink_exchange() as other, Exchange("hub") as between:
         await between.connect(other)
         async with line_to(one) as straight, line_to(between) as through:
             found = await rounds(dict(zip(LOCAL_LINES, (straight, through), strict=True)))
@@ -251,7 +184,7 @@ async def run_source(sink: dict[str, str], hub: dict[str, str]) -> None:
             lines[name + PLAIN] = Line(grpc.aio.insecure_channel(plain).unary_unary(ECHO))
         for called, figures in (await rounds(lines)).items():
             found[called] |= figures
-    print(json.dumps(found), flush=True)
+    say(found)
 
 
 async def run_all() -> dict[str, Figures]:

@@ -17,8 +17,10 @@ from contextlib import AsyncExitStack
 
 import grpc
 
+from benchmarks.loads import at_once, payloads
 from benchmarks.measure import versions
-from benchmarks.messages import at_once, child, line_to, payloads, said
+from benchmarks.messages import line_to
+from benchmarks.processes import child, said, say
 from exchange.v1 import service_pb2, service_pb2_grpc
 
 ROUNDS = 8
@@ -41,10 +43,10 @@ async def look(address: str, pattern: str) -> None:
                 missed += response.missed
 
         reading = asyncio.create_task(read())
-        print(json.dumps("ready"), flush=True)
+        say("ready")
         await asyncio.to_thread(sys.stdin.readline)
         reading.cancel()
-        print(json.dumps([seen, missed]), flush=True)
+        say([seen, missed])
 
 
 async def run_all() -> None:

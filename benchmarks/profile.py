@@ -19,8 +19,10 @@ from types import FrameType
 from typing import Any
 
 from benchmarks import messages
+from benchmarks.loads import AT_ONCE, at_once, one_by_one, one_way, payloads
 from benchmarks.measure import versions
-from benchmarks.messages import at_once, child, one_by_one, one_way, payloads, said, source_of
+from benchmarks.messages import sender_of, source_of
+from benchmarks.processes import child, said
 from exchange_grpc import Exchange
 
 EVERY = 0.001
@@ -29,7 +31,7 @@ SECONDS = 2.0  # each
 FUNCTIONS = 12  # shown of each load
 PACKAGE = "exchange_grpc."
 COLLECTOR = "garbage collector"
-LOADS = {"one way": "messages one way", "at once": f"requests, {messages.AT_ONCE} at once", "one by one": "one by one"}
+LOADS = {"one way": "messages one way", "at once": f"requests, {AT_ONCE} at once", "one by one": "one by one"}
 
 
 class Sampler:
@@ -112,7 +114,7 @@ async def push(load: str, source: Exchange) -> int:
         return await source.request("bench.echo", value)
 
     if load == "one way":
-        return (await one_way(source, values, SECONDS))[0]
+        return (await one_way(sender_of(source), values, SECONDS))[0]
     if load == "at once":
         return 2 * (await at_once(ask, values, SECONDS))[0]  # there and back
     return 2 * len(await one_by_one(ask, values, SECONDS))
