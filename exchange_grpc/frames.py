@@ -84,9 +84,10 @@ class Batch:
 
 @dataclass(slots=True, frozen=True)
 class Ack:
-    """All messages up to this number were taken."""
+    """All messages up to this number were taken; those up to `settled` wait there no longer."""
 
     seq: int
+    settled: int = 0
 
 
 @dataclass(slots=True, frozen=True)

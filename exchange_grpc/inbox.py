@@ -1,15 +1,16 @@
 """The incoming half of a session: what was taken, what is told of it, and how much more is welcome.
 
 Law: sans-IO. Messages are taken in the order of their numbers, each once. What was taken is acknowledged now and
-then. A message that waits here, for a handler or on another link, is *retained*; the credit that we give is
-always so much that no more than `credit_messages` and `credit_bytes` from this peer can wait.
+then, and so is what of it is *settled*: what would not be lost with us. A message that waits here, for a handler or
+on another link, is *retained*; the credit that we give is always so much that no more than `credit_messages` and
+`credit_bytes` from this peer can wait.
 """
 
 from collections.abc import Callable
 from typing import TypeVar
 
 from .errors import InvalidMessage, LimitExceeded
-from .frames import Credit
+from .frames import Ack, Credit
 from .limits import ACK_MESSAGES, ACK_SECONDS, Limits
 
 _LAST_SEQ = 2**64 - 1
@@ -35,7 +36,8 @@ class Inbox:
         self.more_is_welcome: Callable[[], None] = _nothing  # called when there is credit to tell
         self._limits = limits
         self._retained = self._retained_bytes = 0
-        self._acknowledged = 0
+        self._told = (0, 0)  # acknowledged, and settled
+        self._unsettled: dict[int, None] = {}  # numbers, in order
         self._ack_due: float | None = None
 
     def take(self, seq: int, messages: list[T], size: int, now: float) -> tuple[int, list[T]]:
@@ -52,6 +54,8 @@ class Inbox:
         first = self.received + 1
         self.received += len(new)
         self.received_bytes += size
+        if self.acknowledges:
+            self._unsettled.update(dict.fromkeys(range(first, self.received + 1)))
         if self._ack_due is None and self.acknowledges and new:
             self._ack_due = now + ACK_SECONDS
         return first, new
@@ -75,6 +79,10 @@ class Inbox:
         self._retained_bytes -= size
         if self._grown():
             self.more_is_welcome()
+
+    def settle(self, seq: int) -> None:
+        """The message with this number is not lost any more if we are."""
+        self._unsettled.pop(seq, None)
 
     @property
     def crowded(self) -> bool:
@@ -111,17 +119,16 @@ class Inbox:
         size = self.received_bytes + limits.credit_bytes - self._retained_bytes
         return 4 * (seq - told.seq) >= limits.credit_messages or 4 * (size - told.bytes) >= limits.credit_bytes
 
-    def ack_to_tell(self, now: float) -> int | None:
-        """The number to acknowledge, if it is due."""
-        if self._ack_due is None or (now < self._ack_due and self.received - self._acknowledged < ACK_MESSAGES):
+    def ack_to_tell(self, now: float) -> Ack | None:
+        """What to acknowledge, if that is due and new."""
+        if self._ack_due is None or (now < self._ack_due and self.received - self._told[0] < ACK_MESSAGES):
             return None
-        return self.restate()
-
-    def restate(self) -> int:
-        """The number of the last message taken, which is being told."""
-        self._ack_due = None
-        self._acknowledged = self.received
-        return self.received
+        settled = next(iter(self._unsettled), self.received + 1) - 1
+        self._ack_due = None if settled == self.received else now + ACK_SECONDS
+        if (self.received, settled) == self._told:
+            return None
+        self._told = (self.received, settled)
+        return Ack(self.received, settled)
 
     @property
     def ack_due(self) -> float | None:
@@ -130,5 +137,7 @@ class Inbox:
 
     def begin(self) -> None:
         """A new session: the numbers begin anew. What waits here still waits."""
-        self.received = self.received_bytes = self._acknowledged = 0
+        self.received = self.received_bytes = 0
+        self._told = (0, 0)
+        self._unsettled.clear()
         self.given = self._ack_due = None

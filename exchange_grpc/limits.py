@@ -83,6 +83,7 @@ CREDIT_MESSAGES = 1_024  # that one peer may have waiting here
 CREDIT_BYTES = 8 * 2**20  # the same in bytes: two of the largest messages
 UNACKED_MESSAGES = 4_096  # sent and not acknowledged, whatever credit there is: kept for a resume
 UNACKED_BYTES = 16 * 2**20  # the same in bytes
+UNSETTLED_IDS = 65_536  # of messages that were acknowledged, and would be lost if the peer was
 ACK_MESSAGES = 256  # taken before they are acknowledged: a quarter of the credit
 BATCH_MESSAGES = 1_024  # grpcio moves a few thousand writes a second, whatever their size
 BATCH_BYTES = 2**20  # larger writes gain nothing and delay control frames

@@ -305,9 +305,9 @@ class Links(Generic[L, P]):
         if unsent:
             self._kernel.sig("reroute", (id, unsent, self._now()))
 
-    def _uncertain_of(self, line: L, uncertain: list[Message]) -> None:
+    def _uncertain_of(self, line: L, uncertain: list[str]) -> None:
         id = self._id_of(line)
-        self._uncertain.setdefault(line, []).extend(message.id for message in uncertain)
+        self._uncertain.setdefault(line, []).extend(uncertain)
         if uncertain:
             self._kernel.sig("uncertain", (id, uncertain, self._now()))
 
@@ -349,7 +349,7 @@ class Links(Generic[L, P]):
             self._tell("peer.lost", {"id": id, "reason": reason})
         self._run()
 
-    def _lose(self, line: L, unsent: list[Message], uncertain: list[Message], *, expected: bool) -> None:
+    def _lose(self, line: L, unsent: list[Message], uncertain: list[str], *, expected: bool) -> None:
         """One life of the peer is over."""
         id = next((id for id, known in self.by_peer.items() if known is line), "")
         if not id:
@@ -357,6 +357,6 @@ class Links(Generic[L, P]):
         del self.by_peer[id]
         self.peers.pop(id, None)
         self._kernel.sig("peer.disconnect", Lost(id, unsent, self._now(), expected=expected))
-        self._uncertain.setdefault(line, []).extend(message.id for message in uncertain)
+        self._uncertain.setdefault(line, []).extend(uncertain)
         if uncertain:
             self._kernel.sig("uncertain", (id, uncertain, self._now()))

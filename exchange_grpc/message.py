@@ -85,13 +85,16 @@ _LATEST_US = 2**62  # far beyond any clock
 
 
 class Keeper(Protocol):
-    """The link by which a message came: it lets so much more come as does not wait here."""
+    """The link by which a message came: it lets so much more come as does not wait here, and says what is settled."""
 
     def retain(self, size: int) -> None:
         """A message of so many bytes waits."""
 
     def release(self, size: int) -> None:
         """... and does not any more."""
+
+    def settle(self, seq: int) -> None:
+        """The message with this number needs us no longer."""
 
 
 class Message:
@@ -102,9 +105,9 @@ class Message:
     """
 
     __slots__ = (
-        "_root", "_traceparent", "_value", "causes", "content_type", "cut", "deadline", "error", "from_", "headers",
-        "id", "keeper", "kind", "known", "last", "lost", "many", "name", "outcome", "path", "payload", "reply_to",
-        "times", "timestamp", "to", "way", "wire",
+        "_holds", "_root", "_traceparent", "_value", "causes", "content_type", "cut", "deadline", "error", "from_",
+        "headers", "id", "keeper", "kind", "known", "last", "lost", "many", "name", "outcome", "path", "payload",
+        "reply_to", "seq", "times", "timestamp", "to", "way", "wire",
     )  # fmt: skip
 
     way: tuple[str, ...]  # the exchanges of its hops
@@ -113,6 +116,7 @@ class Message:
     path: tuple[str, ...]
     cut: bool
     keeper: Keeper | None  # who is told while it waits here; None: nobody asks
+    seq: int  # its number there
     known: int  # how many of its hops are in `wire`
     _root: str
     _traceparent: str
@@ -156,6 +160,7 @@ class Message:
         self.lost = lost
         self.wire = wire
         self.keeper = None
+        self.seq = self._holds = 0
         self.known = 0
         self._value: Any = UNREAD
         if hop_trace is NO_TRACE:
@@ -167,6 +172,16 @@ class Message:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, {self.name!r}, {self.kind!r}, {self.from_!r}, {self.to!r})"
+
+    def hold(self) -> None:
+        """Somebody here has yet to do something with it: until `let_go` it would be lost with us."""
+        self._holds += 1
+
+    def let_go(self) -> None:
+        """... and has done it."""
+        self._holds -= 1
+        if not self._holds and self.keeper is not None:
+            self.keeper.settle(self.seq)
 
     @property
     def value(self) -> Any:

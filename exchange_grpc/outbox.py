@@ -4,10 +4,13 @@ Law: sans-IO. A message waits in the queue until credit lets it go; then it gets
 peer acknowledges what it takes, a message is kept until then. After a break what the peer has not taken
 leaves again, under its number and before anything new. So the numbers have no gap, whatever breaks.
 
-    queue --credit--> (numbered) flight --Ack--> gone
+    queue --credit--> (numbered) flight --Ack--> ids --settled--> gone
       ^                  |
       |                  +--break, then resumed--> again --> flight
-      +-- `unsent`: never numbered, so surely not delivered; `uncertain`: numbered and not acknowledged
+      +-- `unsent`: never numbered, so surely not delivered; `uncertain`: numbered and not settled
+
+What is acknowledged is not sent again in this session. But if the peer loses its memory, what had not been settled
+there is lost with it; so the ids are kept until then.
 """
 
 from collections import deque
@@ -25,6 +28,7 @@ from .limits import (
     LINK_QUEUE_MESSAGES,
     UNACKED_BYTES,
     UNACKED_MESSAGES,
+    UNSETTLED_IDS,
 )
 from .message import Kind, Message
 
@@ -65,6 +69,7 @@ class Outbox:
         self._sent = 0  # the number of the last message that ever left; `_again` and `_flight` end there
         self._sent_bytes = 0  # of Batch frames, as the receiver counts them
         self._last_ids: deque[tuple[int, str]] = deque(maxlen=BATCH_MESSAGES)  # for a Reject, if nothing is kept
+        self._unsettled: deque[tuple[int, str]] = deque(maxlen=UNSETTLED_IDS)  # acknowledged
 
     # ------------------------------------------------------------------------------------------------ what waits
 
@@ -99,17 +104,22 @@ class Outbox:
             raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
         self._queue.append(Entry(message, data, size))
         self._queued_bytes += size
+        self._entered(message, size)
+        return made_room
+
+    def _entered(self, message: Message, size: int) -> None:
+        message.hold()
         if message.keeper is not None:
             message.keeper.retain(size)
         if message.kind is Kind.CANCEL:
             self._cancels += 1
-        return made_room
 
     def _drop_oldest(self) -> list[Message]:
         for at, entry in enumerate(self._queue):
             if entry.message.kind in _DROPPABLE:
                 del self._queue[at]
                 self._left(entry)
+                entry.message.let_go()
                 return [entry.message]
         return []
 
@@ -152,6 +162,7 @@ class Outbox:
                 size += entry.size
                 self._number(entry, batch)
             else:
+                entry.message.let_go()
                 expired.append(entry.message)
         return batch, expired
 
@@ -169,6 +180,7 @@ class Outbox:
             self._flight_bytes += entry.size
         else:
             self._last_ids.append((self._sent, entry.message.id))
+            entry.message.let_go()
 
     def _take_cancels(self) -> list[Entry]:
         """A cancel needs no credit. One whose request waits here as well takes that with it, and neither leaves."""
@@ -181,8 +193,11 @@ class Outbox:
                 self._left(entry)
                 if entry.message.reply_to not in waiting:
                     self._number(entry, batch)
+                else:
+                    entry.message.let_go()
             elif entry.message.id in cancelled:
                 self._left(entry)
+                entry.message.let_go()
             else:
                 self._queue.append(entry)
         return batch
@@ -212,11 +227,20 @@ class Outbox:
         """The peer has taken all up to this number. Raises InvalidMessage if that cannot be."""
         if seq > self._sent:
             raise InvalidMessage(f"message {seq} is acknowledged, and {self._sent} were sent")
-        kept = self._sent - len(self._again)  # the number of the last one in flight
-        while self._flight and kept - len(self._flight) < seq:
-            self._flight_bytes -= self._flight.popleft().size
-        while self._again and self._sent - len(self._again) < seq:
-            self._again.popleft()
+        first = self._sent - self.unacknowledged + 1
+        for number in range(first, seq + 1):
+            if self._flight:
+                entry = self._flight.popleft()
+                self._flight_bytes -= entry.size
+            else:
+                entry = self._again.popleft()
+            self._unsettled.append((number, entry.message.id))
+            entry.message.let_go()
+
+    def settled(self, seq: int) -> None:
+        """What the peer has of the messages up to this number would not be lost with it."""
+        while self._unsettled and self._unsettled[0][0] <= seq:
+            self._unsettled.popleft()
 
     def credited(self, credit: Credit) -> None:
         """The peer takes so much. It never becomes less."""
@@ -248,21 +272,25 @@ class Outbox:
         for entry in reversed(self._again):
             self._queue.appendleft(entry)
             self._queued_bytes += entry.size
-            if entry.message.keeper is not None:
-                entry.message.keeper.retain(entry.size)
-            self._cancels += entry.message.kind is Kind.CANCEL
+            self._entered(entry.message, entry.size)
+            entry.message.let_go()
         self._again.clear()
+        self._unsettled.clear()
 
     def take_unsent(self) -> list[Message]:
-        """The messages that never left, which are not sent any more."""
+        """The messages that never left, which are not sent any more. Whoever takes them lets go of each."""
         queue, self._queue = self._queue, deque()
         for entry in queue:
             self._left(entry)
         return [entry.message for entry in queue]
 
-    def take_uncertain(self) -> list[Message]:
-        """The messages that have left and were not acknowledged; the numbers begin anew."""
-        uncertain = [entry.message for entry in (*self._flight, *self._again)]
+    def take_uncertain(self) -> list[str]:
+        """The ids of those that have left, and would be lost if the peer's memory was; the numbers begin anew."""
+        uncertain = [id for _, id in self._unsettled]
+        for entry in (*self._flight, *self._again):
+            uncertain.append(entry.message.id)
+            entry.message.let_go()
+        self._unsettled.clear()
         self._flight.clear()
         self._again.clear()
         self._last_ids.clear()

@@ -82,11 +82,11 @@ class Opened:
 
 @dataclass(slots=True, frozen=True)
 class Resumed:
-    """The peer is there again. If the session could not be recovered: what is uncertain, and what never left."""
+    """The peer is there again. If the session could not be recovered: what is uncertain, by id, and what never left."""
 
     peer: Introduction
     recovered: bool
-    uncertain: list[Message] = field(default_factory=list)
+    uncertain: list[str] = field(default_factory=list)
     unsent: list[Message] = field(default_factory=list)
 
 
@@ -122,9 +122,9 @@ class Missing:
 
 @dataclass(slots=True, frozen=True)
 class Forgotten:
-    """The session cannot be resumed any more: of these messages nobody knows whether they arrived."""
+    """The session cannot be resumed any more: nobody knows whether the messages with these ids arrived."""
 
-    uncertain: list[Message]
+    uncertain: list[str]
 
 
 @dataclass(slots=True, frozen=True)
@@ -294,8 +294,8 @@ class Session:
         self._present(peer, me, now, recovered=False)
         return [Resumed(peer, False, uncertain, unsent)]
 
-    def lost(self) -> tuple[list[Message], list[Message]]:
-        """The session is over: what is uncertain, and what never left."""
+    def lost(self) -> tuple[list[str], list[Message]]:
+        """The session is over: the ids of what is uncertain, and what never left."""
         self.into.begin()
         self._session, self._token, self._former_token = "", b"", b""
         self._rejects.clear()
@@ -377,7 +377,7 @@ class Session:
             return [] if self._parting else self._batch(frame, size, now)
         self._former_token = b""
         if isinstance(frame, Ack):
-            return self._acknowledged(frame.seq)
+            return self._acknowledged(frame)
         if isinstance(frame, Credit):
             self.out.credited(frame)
             return []
@@ -396,9 +396,10 @@ class Session:
             return self._broken("an introduction comes once, as the first frame")
         return []
 
-    def _acknowledged(self, seq: int) -> list[Event]:
+    def _acknowledged(self, ack: Ack) -> list[Event]:
         try:
-            self.out.acknowledged(seq)
+            self.out.acknowledged(ack.seq)
+            self.out.settled(ack.settled)
         except InvalidMessage as error:
             return self._broken(str(error))
         return []
@@ -421,10 +422,11 @@ class Session:
                     counted = seq
                 refusal = self._admit(message, seq)
                 if refusal is None:
-                    message.keeper = into
+                    message.keeper, message.seq, message._holds = into, seq, 0
                     taken.append(message)
                     continue
                 message = Refusal(message.id, wire.refused(refusal))
+            into.settle(seq)
             self.reject(seq, message.id, message.error)
         if counted and self.peer is not None and self.peer.credit is not None:
             try:
@@ -589,7 +591,7 @@ class Session:
             self.me,
             session=self._session,
             token=self._token,
-            received=self.into.restate(),
+            received=self.into.received,
             received_bytes=self.into.received_bytes,
             credit=self.into.give(),
         )
@@ -707,6 +709,6 @@ class Session:
             return wire.encode(Ping(ping))
         ack = self.into.ack_to_tell(now)
         if ack is not None:
-            return wire.encode(Ack(ack))
+            return wire.encode(ack)
         credit = self.into.credit_to_tell() if self.peer is not None and self.peer.credit is not None else None
         return None if credit is None else wire.encode(credit)

@@ -12,7 +12,7 @@ signal too, answered by whoever owns the links and the handlers (`exchange.py`):
          peer.disconnect Lost             ... and gone
          peer.interest / peer.asked / peer.answered   its Interest, Query and Answer frames
          reroute (messages, now)          they were on a link that is gone, and never left
-         uncertain (link, messages, now)  they have left on a link, and nobody will ever know whether they arrived
+         uncertain (link, ids, now)       they have left on a link, and nobody will ever know whether they arrived
          expired (messages, now)          their time ended while they waited to be written
          dropped (link, messages, policy, now)   they had to make room for others
          rejected Rejection               the peer refused a message that was passed to it
@@ -218,11 +218,13 @@ class Router:
         for message in messages:
             if link not in self.links:  # one of them may have ended it
                 return
+            message.hold()
             try:
                 if self._admit(message, link, now):
                     self._take_up(Arrival(message, link, now))
             except Exception as error:  # a mistake of ours: the others go on
                 self._kernel.failed("arrived", Arrival(message, link, now), error)
+            message.let_go()
 
     def _route(self, arrival: Arrival, sig: Sig, state: Any) -> None:
         self.emitted += 1
@@ -326,6 +328,7 @@ class Router:
             error = self._full("too many messages wait for an answer about who takes them")
             self._fail(message, link, now, Outcome.DROPPED, error)
         else:
+            message.hold()
             self._discovery.ask_for(target, arrival, now)
 
     def _next_to(self, target: Target, message: Message) -> tuple[str, ...]:
@@ -790,6 +793,7 @@ class Router:
                     self._dispatch_again(arrival, error)
             elif lost in self.links:
                 self._transmit_quietly(lost, message)
+            message.let_go()  # of what the link held
 
     def _dispatch_again(self, arrival: Arrival, error: RequestError) -> None:
         message, link, now, _ = arrival
@@ -800,13 +804,15 @@ class Router:
         else:
             self._fail(message, link, now, Outcome.DROPPED, error)
 
-    def _uncertain(self, uncertain: tuple[str, list[Message], float], sig: Sig, state: Any) -> None:
-        link, messages, now = uncertain
-        for message in messages:
-            text = f"the link to {link} was lost: it may have arrived"
-            error = Unavailable(text, reason="UNCERTAIN", at=self.me, delivered=None)
-            self._ledger.record(message.id, now + self._origin.wall, Outcome.DROPPED, by=link, reason=text)
-            if message.kind is Kind.SEND:
+    def _uncertain(self, uncertain: tuple[str, list[str], float], sig: Sig, state: Any) -> None:
+        link, ids, now = uncertain
+        text = f"the link to {link} was lost: it may have arrived"
+        error = Unavailable(text, reason="UNCERTAIN", at=self.me, delivered=None)
+        for id in ids:
+            self._ledger.record(id, now + self._origin.wall, Outcome.DROPPED, by=link, reason=text)
+            span = self._ledger.find(id)
+            if span is not None and span.kind is Kind.SEND:
+                message = span.header()
                 self._report(message, _came_by(message), now, Outcome.DROPPED, error)
 
     def _dropped(self, dropped: tuple[str, list[Message], str, float], sig: Sig, state: Any) -> None:
@@ -930,18 +936,20 @@ class Router:
         """See `discovery.Home`."""
         assert isinstance(held, Arrival)
         message, target = held.message, self._target(held.message)
-        if message.kind is Kind.REQUEST and message.id not in self._open:
-            return True  # its caller has withdrawn it, or its time was over
+        withdrawn = message.kind is Kind.REQUEST and message.id not in self._open  # or its time was over
         mine = target.kind == "name" and target.key in self.offers
-        if mine or self._next_to(target, message) or self._behind(target, message):
+        if not withdrawn and not (mine or self._next_to(target, message) or self._behind(target, message)):
+            return False
+        if not withdrawn:
             self._dispatch(held._replace(now=now))
-            return True
-        return False
+        message.let_go()
+        return True
 
     def give_up(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
         """See `discovery.Home`."""
         assert isinstance(held, Arrival)
         self._nobody_takes(held._replace(now=now), target, incomplete=incomplete)
+        held.message.let_go()
 
     def _nobody_takes(self, arrival: Arrival, target: Target, *, incomplete: bool) -> None:
         message, link, now, _ = arrival

@@ -212,6 +212,8 @@ _LATE: dict[str, Callable[[Received], Any]] = {
     "_traceparent": _parent,
     "wire": _wire,
     "keeper": lambda message: None,
+    "seq": lambda message: 0,
+    "_holds": lambda message: 0,
 }
 
 
@@ -563,7 +565,7 @@ def decode(data: bytes, now: float) -> Frame:
     if kind == "batch":
         return _read_batch(packed.batch, data, now)
     if kind == "ack":
-        return Ack(packed.ack.seq)
+        return Ack(packed.ack.seq, packed.ack.settled)
     if kind == "credit":
         return Credit(packed.credit.seq, packed.credit.bytes)
     if kind == "ping":
@@ -687,9 +689,9 @@ def encode(frame: Frame) -> bytes:
             _write_introduction(packed.hello, me)
         case Welcome(me):
             _write_introduction(packed.welcome, me)
-        case Ack(seq):
+        case Ack(seq, settled):
             packed.ack.SetInParent()
-            packed.ack.seq = seq
+            packed.ack.seq, packed.ack.settled = seq, settled
         case Credit(seq, size):
             packed.credit.SetInParent()
             packed.credit.seq, packed.credit.bytes = seq, size

@@ -389,16 +389,23 @@ class Ack(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQ_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """The sequence number."""
+    settled: _builtins.int
+    """All up to and including this one wait there no longer either: a handler has begun with them, the next
+    exchange on their way has acknowledged them, or they were refused. If the receiver is restarted, what comes
+    after is uncertain, acknowledged or not.
+    """
     def __init__(
         self,
         *,
         seq: _builtins.int = ...,
+        settled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seq", b"seq", "settled", b"settled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
