@@ -606,7 +606,7 @@ class Router:
             self._report(message, link, now, outcome, error)
 
     def _had_left(self, message: Message) -> bool:
-        """A send that was routed before: whoever emitted it does not wait any more, and hears of it as of an outcome."""
+        """A send that was routed before: whoever emitted it waits no more, and hears of it as of an outcome."""
         span = self._ledger.find(message.id)
         forwarded = span is not None and any(event[1] is Outcome.FORWARDED for event in span.events)
         return message.kind is Kind.SEND and forwarded
