@@ -261,10 +261,14 @@ class Outbox:
         return [entry.message for entry in queue]
 
     def take_uncertain(self) -> list[Message]:
-        """The messages that have left and were not acknowledged; the numbers begin anew."""
+        """The messages that have left and were not acknowledged, which are not sent any more."""
         uncertain = [entry.message for entry in (*self._flight, *self._again)]
         self._flight.clear()
         self._again.clear()
-        self._last_ids.clear()
-        self._flight_bytes = self._sent = self._sent_bytes = 0
+        self._flight_bytes = 0
         return uncertain
+
+    def begin(self) -> None:
+        """A new session: the numbers begin anew."""
+        self._last_ids.clear()
+        self._sent = self._sent_bytes = 0

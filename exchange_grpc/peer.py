@@ -229,6 +229,9 @@ class Session:
         self.me, self._revision = me, me.revision
         self.phase, self._met, self._since = Phase.OPENING, False, now
         self._heard = self._ticked = now
+        self._control.clear()  # of an attempt that came to nothing
+        if not self._session:
+            self.into.begin()
         self._control.append(wire.encode(Hello(self._introduction())))
 
     def disconnected(self, now: float) -> bool:
@@ -290,14 +293,17 @@ class Session:
 
     def _begin_anew(self, peer: Introduction, me: Introduction, now: float) -> list[Event]:
         uncertain, unsent = self.lost()
+        self.into.begin()
         self._present(peer, me, now, recovered=False)
         return [Resumed(peer, False, uncertain, unsent)]
 
     def lost(self) -> tuple[list[Message], list[Message]]:
-        """The session is over: what is uncertain, and what never left."""
-        self.into.begin()
+        """The session is over: what is uncertain, and what never left. Nothing more is taken."""
         self._session, self._token, self._former_token = "", b"", b""
+        self._gap_at = 0
         self._rejects.clear()
+        self._parting = self.phase is Phase.CLOSING  # if its Goodbye has not left yet
+        self.out.keeps = False
         return self.out.take_uncertain(), self.out.take_unsent()
 
     def _present(self, peer: Introduction, me: Introduction, now: float, *, recovered: bool) -> None:
@@ -305,7 +311,7 @@ class Session:
         self._control.clear()
         self._ping = self._pong = self._goodbye = None
         self._since = self._heard = self._ticked = now
-        self._meet(peer)
+        self._meet(peer, recovered=recovered)
         self.welcome(me, recovered=recovered)
 
     # -------------------------------------------------------------------------------------------- in
@@ -344,6 +350,7 @@ class Session:
         """We have dialled again."""
         if not peer.recovered:
             uncertain, unsent = self.lost()
+            self.into.begin(told=True)
             self._meet(peer)
             return [Resumed(peer, False, uncertain, unsent)]
         known = self.peer
@@ -354,10 +361,10 @@ class Session:
             self.out.resumed(peer.received, peer.received_bytes)
         except InvalidMessage as error:
             return self._broken(str(error))
-        self._meet(peer)
+        self._meet(peer, recovered=True)
         return [Resumed(peer, True)]
 
-    def _meet(self, peer: Introduction) -> None:
+    def _meet(self, peer: Introduction, *, recovered: bool = False) -> None:
         """This is the peer, and what it has said of itself."""
         self.peer, self._met = peer, True
         self._missing = self._forgotten = False
@@ -367,6 +374,10 @@ class Session:
         resumes = RESUME in peer.features
         self.out.keeps = self.into.acknowledges = resumes
         self.out.credit = peer.credit
+        if not recovered:
+            self.out.begin()
+            if peer.credit is not None:  # said for the session that could have gone on
+                self.out.credit = peer.credit.beyond(peer.received, peer.received_bytes)
         if self.dialled:
             self._session, self._token = (peer.session, peer.token) if resumes else ("", b"")
             self.phase = Phase.OPEN

@@ -1,6 +1,7 @@
 """The session of one link, on plain bytes: what comes in, what it means, what goes out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from exchange.v1 import frame_pb2, message_pb2
 from exchange_grpc import wire
 from exchange_grpc.errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailable
 from exchange_grpc.frames import (
+    Ack,
     Answer,
     Batch,
     Credit,
@@ -27,9 +29,29 @@ from exchange_grpc.frames import (
     Target,
     Welcome,
 )
-from exchange_grpc.limits import CREDIT_BYTES, CREDIT_MESSAGES, HANDSHAKE_SECONDS, REQUEST_SECONDS
+from exchange_grpc.limits import (
+    CREDIT_BYTES,
+    CREDIT_MESSAGES,
+    HANDSHAKE_SECONDS,
+    REQUEST_SECONDS,
+    RESUME_SECONDS,
+    Limits,
+)
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin
-from exchange_grpc.peer import Ended, Event, Opened, Phase, QueueFull, Received, Rejected, Session
+from exchange_grpc.peer import (
+    FEATURES,
+    Ended,
+    Event,
+    Forgotten,
+    Missing,
+    Opened,
+    Phase,
+    QueueFull,
+    Received,
+    Rejected,
+    Resumed,
+    Session,
+)
 
 NOW = 100.0
 ORIGIN = {id: Origin(id, 7, 1_000.0) for id in ("me", "you", "far")}
@@ -746,3 +768,157 @@ def test_what_is_passed_on_has_an_id() -> None:
     (reject,) = said(session)
     assert isinstance(reject, Reject)
     assert "has no id" in reject.error.message
+
+
+# ---------------------------------------------------------------------------------------- sessions that resume
+
+
+class Tokens:
+    """Random bytes, each different from those before."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, size: int) -> bytes:
+        self.count += 1
+        return self.count.to_bytes(size, "big")
+
+
+SMALL = Limits(credit_messages=4, credit_bytes=8 * 2**20)
+
+
+class Two:
+    """Two sessions that may resume, `me` who dialled and `you`, and what each has understood."""
+
+    def __init__(self, *, me: str = "me", you: str = "you", limits: Limits = SMALL, when_full: str = "wait") -> None:
+        self.now = NOW
+        self.ids = me, you
+        self.me = Session(self.intro(me), dialled=True, now=NOW, limits=limits, when_full=when_full)
+        self.you = Session(self.intro(you), dialled=False, now=NOW, limits=limits, draw=Tokens())
+        self.got: dict[Session, list[Event]] = {self.me: [], self.you: []}
+        self.pass_on()
+
+    @staticmethod
+    def intro(id: str, **more: Any) -> Introduction:
+        return intro(id, **{"features": FEATURES, **more})
+
+    def heard(self, session: Session, data: bytes) -> None:
+        events = session.receive(data, self.now)
+        self.got[session] += events
+        for event in events:
+            if isinstance(event, Opened) and not session.dialled:
+                session.welcome(self.intro(self.ids[1]))
+
+    def pass_on(self, frames: int = 1_000) -> None:
+        """Write and deliver, in turn, so many frames in all."""
+        while frames:
+            before = frames
+            for a, b in ((self.me, self.you), (self.you, self.me)):
+                data, _ = a.data_to_send(self.now)
+                if data is not None and frames:
+                    frames -= 1
+                    self.heard(b, data)
+            if frames == before:
+                return
+
+    def messages(self, session: Session) -> list[Message]:
+        return received(self.got[session])
+
+    def break_(self) -> None:
+        assert self.me.disconnected(self.now)
+        assert self.you.disconnected(self.now)
+
+    def hello(self, **changes: Any) -> Introduction:
+        """What `me` says when it dials again, on its way."""
+        self.me.dial(self.intro(self.ids[0]), self.now)
+        data, _ = self.me.data_to_send(self.now)
+        assert data is not None
+        frame = wire.decode(data, self.now)
+        assert isinstance(frame, Hello)
+        return replace(frame.me, **changes)
+
+    def dial(self, **changes: Any) -> list[Event] | None:
+        """`me` dials again, and gets no Welcome yet: what `you` makes of it."""
+        return self.you.rejoin(self.hello(**changes), self.intro(self.ids[1]), self.now)
+
+    def back(self, **changes: Any) -> tuple[Resumed, Resumed]:
+        """`me` dials again, and both are there: what each understands."""
+        events = self.dial(**changes)
+        assert events is not None
+        (yours,) = events
+        data, _ = self.you.data_to_send(self.now)
+        assert data is not None
+        (mine,) = self.me.receive(data, self.now)
+        assert isinstance(yours, Resumed)
+        assert isinstance(mine, Resumed)
+        self.pass_on()
+        return mine, yours
+
+    def send(self, *names: str, kind: Kind = Kind.SEND, **more: Any) -> list[Message]:
+        """`me` sends."""
+        sent = [made(self.ids[0], kind, name, **more) for name in names]
+        for message in sent:
+            self.me.send(message)
+        return sent
+
+    def names(self) -> str:
+        """The names of what `you` has got, one letter each."""
+        return "".join(message.name for message in self.messages(self.you))
+
+
+def test_a_new_session_after_a_break_has_its_own_credit() -> None:
+    """What was given counts beyond what was taken; or the peer would send too much, then stop for ever."""
+    two = Two()
+    for _ in range(10):
+        two.you.send(made("you"))
+        two.pass_on()
+    two.break_()
+    mine, yours = two.back(token=b"forged")
+    assert not mine.recovered
+    assert not yours.recovered
+    for session in (two.me, two.you):
+        assert session.out.credit == session_credit(other(two, session))
+    for n in range(30):
+        for session, id in ((two.me, "me"), (two.you, "you")):
+            session.send(made(id))
+            assert session.out.credit.seq <= n + SMALL.credit_messages
+        two.pass_on()
+    assert len(two.messages(two.you)) == 30
+    assert len(two.messages(two.me)) == 40
+
+
+def other(two: Two, session: Session) -> Session:
+    return two.you if session is two.me else two.me
+
+
+def session_credit(session: Session) -> Credit | None:
+    return session.into.given
+
+
+def test_a_new_session_after_the_old_one_was_forgotten_has_its_own_credit() -> None:
+    two = Two()
+    for _ in range(10):
+        two.you.send(made("you"))
+        two.pass_on()
+    two.break_()
+    two.now += RESUME_SECONDS
+    assert [type(event) for event in two.me.tick(two.now)] == [Missing, Forgotten]
+    hello = two.hello()
+    assert (hello.session, hello.token, hello.received, hello.received_bytes) == ("", b"", 0, 0)
+    assert hello.credit == Credit(SMALL.credit_messages, SMALL.credit_bytes)
+
+
+def test_a_session_that_is_given_up_says_what_it_has_taken_and_takes_no_more() -> None:
+    """Its peer must neither take that for uncertain, nor our end for a mistake of its own."""
+    two = Two()
+    two.you.send(made("you"))
+    two.send("a")
+    two.pass_on()
+    two.me.goodbye(Code.RESOURCE_EXHAUSTED, "too slow")
+    two.me.lost()
+    two.you.send(made("you"))
+    ack, more = wire.encode(Ack(1)), next(out(two.you))
+    assert two.me.receive(ack, two.now) == two.me.receive(more, two.now) == []
+    (goodbye,) = [frame for frame in said(two.me) if isinstance(frame, Goodbye)]
+    assert (goodbye.code, goodbye.received) == (Code.RESOURCE_EXHAUSTED, 1)
+    assert two.me.phase is Phase.CLOSED
