@@ -202,7 +202,8 @@ class Session:
         self._limits = limits
         self._draw = draw
         self._met = False  # the peer has introduced itself on this connection
-        self._since = now  # this connection began, or the last one broke
+        self._since = now  # this connection began
+        self._left = now  # the last one that was open broke
         self._missing = self._forgotten = False  # ... so long ago that this was told
         self._session = ""
         self._token = self._former_token = b""  # the former counts until the peer is known to have the other
@@ -245,7 +246,7 @@ class Session:
         return self.phase is Phase.AWAY
 
     def _leave(self, now: float) -> None:
-        self.phase, self._met, self._since = Phase.AWAY, False, now
+        self.phase, self._met, self._left = Phase.AWAY, False, now
         self._missing = False
         self._forgotten = not self._token
         self._contested = self._ping = self._pong = None
@@ -521,8 +522,8 @@ class Session:
         limits = self._limits
         if self.phase is Phase.AWAY:
             if not self._missing:
-                return self._since + limits.away_seconds
-            return inf if self._forgotten else self._since + limits.resume_seconds
+                return self._left + limits.away_seconds
+            return inf if self._forgotten else self._left + limits.resume_seconds
         if self.phase is Phase.OPENING:
             return self._since + limits.handshake_seconds
         due = [at for at in (self.into.ack_due,) if at is not None]
@@ -579,9 +580,9 @@ class Session:
     def _wait(self, now: float) -> list[Event]:
         """AWAY: for how long is it waited for?"""
         events: list[Event] = []
-        if not self._missing and now >= self._since + self._limits.away_seconds:
+        if not self._missing and now >= self._left + self._limits.away_seconds:
             events += self._give_up_waiting()
-        if not self._forgotten and now >= self._since + self._limits.resume_seconds:
+        if not self._forgotten and now >= self._left + self._limits.resume_seconds:
             self._forgotten = True
             uncertain, _ = self.lost()
             events.append(Forgotten(uncertain))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from exchange_grpc.frames import (
     Welcome,
 )
 from exchange_grpc.limits import (
+    AWAY_SECONDS,
     CREDIT_BYTES,
     CREDIT_MESSAGES,
     HANDSHAKE_SECONDS,
@@ -922,3 +924,33 @@ def test_a_session_that_is_given_up_says_what_it_has_taken_and_takes_no_more() -
     (goodbye,) = [frame for frame in said(two.me) if isinstance(frame, Goodbye)]
     assert (goodbye.code, goodbye.received) == (Code.RESOURCE_EXHAUSTED, 1)
     assert two.me.phase is Phase.CLOSED
+
+
+def test_attempts_that_come_to_nothing_do_not_prolong_the_wait() -> None:
+    two = Two()
+    (waiting,) = two.send("a")
+    two.break_()
+    for _ in range(4):
+        two.now += 1
+        two.hello()
+        assert two.me.disconnected(two.now)
+    assert two.me.next_deadline() == NOW + AWAY_SECONDS
+    two.now += 1
+    assert two.me.tick(two.now) == [Missing([waiting])]
+    two.hello()
+    assert two.me.disconnected(two.now)
+    assert two.me.next_deadline() == NOW + RESUME_SECONDS
+    assert two.me.tick(NOW + RESUME_SECONDS) == [Forgotten([])]
+    assert two.me.next_deadline() == inf
+
+
+def test_what_an_attempt_has_not_said_is_not_said_by_the_next() -> None:
+    """Hello is the first frame, and there is one."""
+    two = Two()
+    two.break_()
+    two.me.dial(two.intro("me"), two.now)
+    two.me.announce(handles=["x"])
+    two.me.control(Query("me.7.q1", NAME, 3))
+    assert two.me.disconnected(two.now)
+    two.me.dial(two.intro("me"), two.now)
+    assert [type(frame) for frame in said(two.me)] == [Hello]
