@@ -264,6 +264,8 @@ class Session:
         Then whoever dialled is to be refused: he may come back when the other one has had time to answer. If both
         dial at the same time, the attempt of the smaller id counts.
         """
+        if self.phase in (Phase.CLOSING, Phase.CLOSED):
+            return None
         if self.phase is Phase.OPENING and self.dialled and self.me.exchange < peer.exchange:
             return None
         if self._proves_itself(peer):
@@ -447,7 +449,7 @@ class Session:
     def _gap(self, reason: str, now: float) -> list[Event]:
         """Once, the peer may send again what is missing."""
         at = self.into.received + 1
-        if self._gap_at == at or not self._token:
+        if self._gap_at == at or not self._token or self.phase is not Phase.OPEN:
             return self._refuse(Code.DATA_LOSS, reason)
         self._gap_at = at
         self._leave(now)
@@ -489,7 +491,7 @@ class Session:
         return [interest]
 
     def _goodbye_heard(self, frame: Goodbye) -> list[Event]:
-        if not self._met and self.peer is not None and not frame.stay_away:
+        if self.phase is Phase.OPENING and not self._met and self.peer is not None and not frame.stay_away:
             self.phase = Phase.AWAY  # not now: we have dialled too soon
             return [Broken(frame.message, retry_after_ms=frame.retry_after_ms)]
         if self._met and self.out.keeps:
@@ -554,6 +556,8 @@ class Session:
         """Whether the peer is there: asked after a heartbeat of silence, and given up after a long one."""
         if slept:  # it was we who did not listen: the peer has one more heartbeat to be heard
             self._heard = max(self._heard, now - self._limits.silence_seconds + self._limits.heartbeat_seconds)
+        if now >= self._silent_at() and self.phase is Phase.CLOSING:
+            return self._end(Code.UNAVAILABLE, "it did not take leave in time", self.me.exchange)
         if now >= self._silent_at():
             contested = self._contested is not None
             self._leave(now)

@@ -37,6 +37,7 @@ from exchange_grpc.limits import (
     HANDSHAKE_SECONDS,
     REQUEST_SECONDS,
     RESUME_SECONDS,
+    SILENCE_SECONDS,
     Limits,
 )
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin
@@ -954,3 +955,49 @@ def test_what_an_attempt_has_not_said_is_not_said_by_the_next() -> None:
     assert two.me.disconnected(two.now)
     two.me.dial(two.intro("me"), two.now)
     assert [type(frame) for frame in said(two.me)] == [Hello]
+
+
+# ------------------------------------------------------------------------------- whoever says goodbye stays away
+
+
+def test_a_session_that_ends_is_not_taken_up_again() -> None:
+    two = Two()
+    two.you.goodbye()
+    two.me.disconnected(two.now)
+    assert two.dial() is None
+    assert two.you.phase is Phase.CLOSING
+    assert [type(frame) for frame in said(two.you)] == [Goodbye]
+    two.you.disconnected(two.now)
+    assert two.dial() is None
+    assert two.you.phase is Phase.CLOSED
+
+
+def test_whoever_leaves_while_dialling_again_is_not_told_to_come_back() -> None:
+    two = Two()
+    two.break_()
+    two.hello()
+    two.me.goodbye()
+    (event,) = two.me.receive(wire.encode(Goodbye(Code.ALREADY_EXISTS, "too soon", 2_000, exchange="you")), NOW)
+    assert event == Ended(Code.ALREADY_EXISTS, "too soon", "you", 2_000)
+    assert two.me.phase is Phase.CLOSED
+
+
+def test_a_peer_that_is_silent_while_we_leave_is_not_waited_for() -> None:
+    two = Two()
+    two.me.goodbye()
+    assert [type(frame) for frame in said(two.me)] == [Goodbye]
+    for seconds in range(1, int(SILENCE_SECONDS)):
+        assert two.me.tick(NOW + seconds) == []
+    (event,) = two.me.tick(NOW + SILENCE_SECONDS)
+    assert isinstance(event, Ended)
+    assert (event.code, event.by) == (Code.UNAVAILABLE, "me")
+    assert two.me.phase is Phase.CLOSED
+
+
+def test_a_gap_while_we_leave_ends_the_session() -> None:
+    two = Two()
+    two.send("a", "b")
+    two.you.goodbye()
+    (event,) = two.you.receive(batch(packed(), seq=2), NOW)
+    assert isinstance(event, Ended)
+    assert event.code is Code.DATA_LOSS
