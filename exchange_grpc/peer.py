@@ -388,7 +388,8 @@ class Session:
     def _understood(self, frame: Frame, size: int, now: float) -> list[Event]:
         if isinstance(frame, Batch):
             return [] if self._parting else self._batch(frame, size, now)
-        self._former_token = b""
+        if not isinstance(frame, Interest | Query | Answer):  # which may be said before our Welcome is heard
+            self._former_token = b""
         if isinstance(frame, Ack):
             return self._acknowledged(frame.seq)
         if isinstance(frame, Credit):

@@ -1001,3 +1001,22 @@ def test_a_gap_while_we_leave_ends_the_session() -> None:
     (event,) = two.you.receive(batch(packed(), seq=2), NOW)
     assert isinstance(event, Ended)
     assert event.code is Code.DATA_LOSS
+
+
+# ---------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize(
+    "early", [Interest(1, handles=("x",)), Query("me.7.q1", NAME, 3), Answer("you.7.q1", NAME, Found.NO)]
+)
+def test_what_is_said_before_welcome_is_heard_does_not_end_the_former_token(early: Frame) -> None:
+    two = Two()
+    two.break_()
+    token = two.me._token
+    assert two.dial() is not None
+    assert two.you.receive(wire.encode(early), two.now) == [early]
+    two.break_()
+    mine, yours = two.back()
+    assert mine.recovered
+    assert yours.recovered
+    assert two.me._token != token
