@@ -274,12 +274,16 @@ class Session:
             except InvalidMessage:
                 return self._begin_anew(peer, me, now)
             return self._go_on(peer, me, now)
-        if self.phase is not Phase.AWAY:
+        if self.phase is not Phase.AWAY and not self._contest_lost(now):
             if self._contested is None and self._answers_pings():
                 self._contested = now
                 self._ask(now)
             return None
         return self._begin_anew(peer, me, now)
+
+    def _contest_lost(self, now: float) -> bool:
+        """Whether the peer that we have was asked because of this, and has not answered."""
+        return self._contested is not None and now >= self._contested + CONTEST_SECONDS
 
     def _proves_itself(self, peer: Introduction) -> bool:
         known = self.peer
@@ -312,7 +316,7 @@ class Session:
     def _present(self, peer: Introduction, me: Introduction, now: float, *, recovered: bool) -> None:
         """Welcome the peer, whom we know, on a new connection."""
         self._control.clear()
-        self._ping = self._pong = self._goodbye = None
+        self._contested = self._ping = self._pong = self._goodbye = None
         self._since = self._heard = self._ticked = now
         self._meet(peer, recovered=recovered)
         self.welcome(me, recovered=recovered)

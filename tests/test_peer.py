@@ -24,6 +24,7 @@ from exchange_grpc.frames import (
     Hello,
     Interest,
     Introduction,
+    Ping,
     Pong,
     Query,
     Reject,
@@ -32,6 +33,7 @@ from exchange_grpc.frames import (
 )
 from exchange_grpc.limits import (
     AWAY_SECONDS,
+    CONTEST_SECONDS,
     CREDIT_BYTES,
     CREDIT_MESSAGES,
     HANDSHAKE_SECONDS,
@@ -43,6 +45,7 @@ from exchange_grpc.limits import (
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin
 from exchange_grpc.peer import (
     FEATURES,
+    Broken,
     Ended,
     Event,
     Forgotten,
@@ -1020,3 +1023,96 @@ def test_what_is_said_before_welcome_is_heard_does_not_end_the_former_token(earl
     assert mine.recovered
     assert yours.recovered
     assert two.me._token != token
+
+
+# -------------------------------------------------------------------------------------------- a contested id
+
+
+def stranger(two: Two) -> list[Event] | None:
+    """Somebody without the token claims to be `me`."""
+    return two.you.rejoin(two.intro("me"), two.intro("you"), two.now)
+
+
+def test_a_peer_that_is_alive_keeps_its_id() -> None:
+    two = Two()
+    assert stranger(two) is None
+    two.pass_on()
+    two.now += CONTEST_SECONDS
+    assert two.you.tick(two.now) == []
+    assert two.you.phase is Phase.OPEN
+    assert stranger(two) is None, "and is asked anew each time"
+    assert [type(frame) for frame in said(two.you)] == [Ping]
+
+
+def test_a_peer_that_does_not_answer_loses_its_id() -> None:
+    two = Two()
+    two.send("a")
+    assert stranger(two) is None
+    assert [type(frame) for frame in said(two.you)] == [Ping]
+    assert two.you.next_deadline() == NOW + CONTEST_SECONDS
+    two.now += CONTEST_SECONDS
+    broken, missing = two.you.tick(two.now)
+    assert isinstance(broken, Broken)
+    assert broken.reason == "nothing was heard of it for 2 s, and another claims its id"
+    assert missing == Missing([])
+    (event,) = stranger(two) or ()
+    assert isinstance(event, Resumed)
+    assert not event.recovered
+    assert two.you.phase is Phase.OPEN
+
+
+def test_whoever_comes_back_after_the_contest_need_not_wait_for_a_tick() -> None:
+    two = Two()
+    assert stranger(two) is None
+    two.now += CONTEST_SECONDS - 0.001
+    assert stranger(two) is None
+    two.now += 0.001
+    (event,) = stranger(two) or ()
+    assert isinstance(event, Resumed)
+    assert not event.recovered
+
+
+def test_the_right_peer_that_comes_back_ends_the_contest() -> None:
+    two = Two()
+    assert stranger(two) is None
+    two.now += 1
+    mine, _ = two.back()
+    assert mine.recovered
+    two.now += CONTEST_SECONDS - 1
+    assert two.you.tick(two.now) == []
+
+
+def test_a_peer_that_answers_no_ping_keeps_its_id_while_its_connection_lasts() -> None:
+    session = opened()
+    for seconds in (0, 10, 1_000):
+        assert session.rejoin(intro("you"), intro("me"), NOW + seconds) is None
+        assert said(session) == []
+        assert session.tick(NOW + seconds) == []
+    session.disconnected(NOW)
+    assert session.phase is Phase.CLOSED, "it cannot resume"
+
+
+# --------------------------------------------------------------------------------- two who dial at the same time
+
+
+def test_of_two_who_dial_again_at_the_same_time_the_smaller_id_wins() -> None:
+    two = Two()
+    two.break_()
+    assert two.you.rejoin(two.hello(), two.intro("you"), two.now) is not None
+    two.break_()
+    two.hello()
+    assert two.me.rejoin(two.intro("you"), two.intro("me"), two.now) is None, "who is larger waits for us"
+    assert two.me.phase is Phase.OPENING
+
+
+def test_the_larger_id_lets_the_smaller_one_in() -> None:
+    """It dials again, and is dialled by the peer, which has dialled before as well."""
+    two = Two(me="z", you="a")
+    two.break_()
+    a = replace(two.intro("a"), session=two.me._session, token=two.me._token)
+    two.hello()
+    (event,) = two.me.rejoin(a, two.intro("z"), two.now) or ()
+    assert isinstance(event, Resumed)
+    assert event.recovered
+    assert two.me.phase is Phase.OPEN
+    assert [type(frame) for frame in said(two.me)] == [Welcome]
