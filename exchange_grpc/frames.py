@@ -97,6 +97,10 @@ class Credit:
     seq: int
     bytes: int
 
+    def beyond(self, seq: int, size: int) -> "Credit":
+        """What is left of it once so much was taken."""
+        return Credit(max(0, self.seq - seq), max(0, self.bytes - size))
+
 
 @dataclass(slots=True, frozen=True)
 class Ping:

@@ -135,9 +135,16 @@ class Inbox:
         """When an acknowledgement is due."""
         return self._ack_due
 
-    def begin(self) -> None:
-        """A new session: the numbers begin anew. What waits here still waits."""
+    def begin(self, *, told: bool = False) -> None:
+        """A new session: the numbers begin anew. What waits here still waits.
+
+        `told`: the peer knows the credit, and counts what it was given beyond what was taken.
+        """
+        given = self.given
+        self.given = None
+        if told and given is not None:
+            self.given = given.beyond(self.received, self.received_bytes)
         self.received = self.received_bytes = 0
         self._told = (0, 0)
         self._unsettled.clear()
-        self.given = self._ack_due = None
+        self._ack_due = None

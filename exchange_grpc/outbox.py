@@ -293,6 +293,10 @@ class Outbox:
         self._unsettled.clear()
         self._flight.clear()
         self._again.clear()
-        self._last_ids.clear()
-        self._flight_bytes = self._sent = self._sent_bytes = 0
+        self._flight_bytes = 0
         return uncertain
+
+    def begin(self) -> None:
+        """A new session: the numbers begin anew."""
+        self._last_ids.clear()
+        self._sent = self._sent_bytes = 0

@@ -202,7 +202,8 @@ class Session:
         self._limits = limits
         self._draw = draw
         self._met = False  # the peer has introduced itself on this connection
-        self._since = now  # this connection began, or the last one broke
+        self._since = now  # this connection began
+        self._left = now  # the last one that was open broke
         self._missing = self._forgotten = False  # ... so long ago that this was told
         self._session = ""
         self._token = self._former_token = b""  # the former counts until the peer is known to have the other
@@ -230,6 +231,9 @@ class Session:
         self.me, self._revision = me, me.revision
         self.phase, self._met, self._since = Phase.OPENING, False, now
         self._heard = self._ticked = now
+        self._control.clear()  # of an attempt that came to nothing
+        if not self._session:
+            self.into.begin()
         self._control.append(wire.encode(Hello(self._introduction())))
 
     def disconnected(self, now: float) -> bool:
@@ -243,7 +247,7 @@ class Session:
         return self.phase is Phase.AWAY
 
     def _leave(self, now: float) -> None:
-        self.phase, self._met, self._since = Phase.AWAY, False, now
+        self.phase, self._met, self._left = Phase.AWAY, False, now
         self._missing = False
         self._forgotten = not self._token
         self._contested = self._ping = self._pong = None
@@ -261,6 +265,8 @@ class Session:
         Then whoever dialled is to be refused: he may come back when the other one has had time to answer. If both
         dial at the same time, the attempt of the smaller id counts.
         """
+        if self.phase in (Phase.CLOSING, Phase.CLOSED):
+            return None
         if self.phase is Phase.OPENING and self.dialled and self.me.exchange < peer.exchange:
             return None
         if self._proves_itself(peer):
@@ -269,12 +275,16 @@ class Session:
             except InvalidMessage:
                 return self._begin_anew(peer, me, now)
             return self._go_on(peer, me, now)
-        if self.phase is not Phase.AWAY:
+        if self.phase is not Phase.AWAY and not self._contest_lost(now):
             if self._contested is None and self._answers_pings():
                 self._contested = now
                 self._ask(now)
             return None
         return self._begin_anew(peer, me, now)
+
+    def _contest_lost(self, now: float) -> bool:
+        """Whether the peer that we have was asked because of this, and has not answered."""
+        return self._contested is not None and now >= self._contested + CONTEST_SECONDS
 
     def _proves_itself(self, peer: Introduction) -> bool:
         known = self.peer
@@ -291,22 +301,25 @@ class Session:
 
     def _begin_anew(self, peer: Introduction, me: Introduction, now: float) -> list[Event]:
         uncertain, unsent = self.lost()
+        self.into.begin()
         self._present(peer, me, now, recovered=False)
         return [Resumed(peer, False, uncertain, unsent)]
 
     def lost(self) -> tuple[list[str], list[Message]]:
-        """The session is over: the ids of what is uncertain, and what never left."""
-        self.into.begin()
+        """The session is over: the ids of what is uncertain, and what never left. Nothing more is taken."""
         self._session, self._token, self._former_token = "", b"", b""
+        self._gap_at = 0
         self._rejects.clear()
+        self._parting = self.phase is Phase.CLOSING  # if its Goodbye has not left yet
+        self.out.keeps = False
         return self.out.take_uncertain(), self.out.take_unsent()
 
     def _present(self, peer: Introduction, me: Introduction, now: float, *, recovered: bool) -> None:
         """Welcome the peer, whom we know, on a new connection."""
         self._control.clear()
-        self._ping = self._pong = self._goodbye = None
+        self._contested = self._ping = self._pong = self._goodbye = None
         self._since = self._heard = self._ticked = now
-        self._meet(peer)
+        self._meet(peer, recovered=recovered)
         self.welcome(me, recovered=recovered)
 
     # -------------------------------------------------------------------------------------------- in
@@ -345,6 +358,7 @@ class Session:
         """We have dialled again."""
         if not peer.recovered:
             uncertain, unsent = self.lost()
+            self.into.begin(told=True)
             self._meet(peer)
             return [Resumed(peer, False, uncertain, unsent)]
         known = self.peer
@@ -355,10 +369,10 @@ class Session:
             self.out.resumed(peer.received, peer.received_bytes)
         except InvalidMessage as error:
             return self._broken(str(error))
-        self._meet(peer)
+        self._meet(peer, recovered=True)
         return [Resumed(peer, True)]
 
-    def _meet(self, peer: Introduction) -> None:
+    def _meet(self, peer: Introduction, *, recovered: bool = False) -> None:
         """This is the peer, and what it has said of itself."""
         self.peer, self._met = peer, True
         self._missing = self._forgotten = False
@@ -368,6 +382,10 @@ class Session:
         resumes = RESUME in peer.features
         self.out.keeps = self.into.acknowledges = resumes
         self.out.credit = peer.credit
+        if not recovered:
+            self.out.begin()
+            if peer.credit is not None:  # said for the session that could have gone on
+                self.out.credit = peer.credit.beyond(peer.received, peer.received_bytes)
         if self.dialled:
             self._session, self._token = (peer.session, peer.token) if resumes else ("", b"")
             self.phase = Phase.OPEN
@@ -375,7 +393,8 @@ class Session:
     def _understood(self, frame: Frame, size: int, now: float) -> list[Event]:
         if isinstance(frame, Batch):
             return [] if self._parting else self._batch(frame, size, now)
-        self._former_token = b""
+        if not isinstance(frame, Interest | Query | Answer):  # which may be said before our Welcome is heard
+            self._former_token = b""
         if isinstance(frame, Ack):
             return self._acknowledged(frame)
         if isinstance(frame, Credit):
@@ -438,7 +457,7 @@ class Session:
     def _gap(self, reason: str, now: float) -> list[Event]:
         """Once, the peer may send again what is missing."""
         at = self.into.received + 1
-        if self._gap_at == at or not self._token:
+        if self._gap_at == at or not self._token or self.phase is not Phase.OPEN:
             return self._refuse(Code.DATA_LOSS, reason)
         self._gap_at = at
         self._leave(now)
@@ -480,7 +499,7 @@ class Session:
         return [interest]
 
     def _goodbye_heard(self, frame: Goodbye) -> list[Event]:
-        if not self._met and self.peer is not None and not frame.stay_away:
+        if self.phase is Phase.OPENING and not self._met and self.peer is not None and not frame.stay_away:
             self.phase = Phase.AWAY  # not now: we have dialled too soon
             return [Broken(frame.message, retry_after_ms=frame.retry_after_ms)]
         if self._met and self.out.keeps:
@@ -513,8 +532,8 @@ class Session:
         limits = self._limits
         if self.phase is Phase.AWAY:
             if not self._missing:
-                return self._since + limits.away_seconds
-            return inf if self._forgotten else self._since + limits.resume_seconds
+                return self._left + limits.away_seconds
+            return inf if self._forgotten else self._left + limits.resume_seconds
         if self.phase is Phase.OPENING:
             return self._since + limits.handshake_seconds
         due = [at for at in (self.into.ack_due,) if at is not None]
@@ -545,6 +564,8 @@ class Session:
         """Whether the peer is there: asked after a heartbeat of silence, and given up after a long one."""
         if slept:  # it was we who did not listen: the peer has one more heartbeat to be heard
             self._heard = max(self._heard, now - self._limits.silence_seconds + self._limits.heartbeat_seconds)
+        if now >= self._silent_at() and self.phase is Phase.CLOSING:
+            return self._end(Code.UNAVAILABLE, "it did not take leave in time", self.me.exchange)
         if now >= self._silent_at():
             contested = self._contested is not None
             self._leave(now)
@@ -571,9 +592,9 @@ class Session:
     def _wait(self, now: float) -> list[Event]:
         """AWAY: for how long is it waited for?"""
         events: list[Event] = []
-        if not self._missing and now >= self._since + self._limits.away_seconds:
+        if not self._missing and now >= self._left + self._limits.away_seconds:
             events += self._give_up_waiting()
-        if not self._forgotten and now >= self._since + self._limits.resume_seconds:
+        if not self._forgotten and now >= self._left + self._limits.resume_seconds:
             self._forgotten = True
             uncertain, _ = self.lost()
             events.append(Forgotten(uncertain))

@@ -1,6 +1,8 @@
 """The session of one link, on plain bytes: what comes in, what it means, what goes out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from exchange.v1 import frame_pb2, message_pb2
 from exchange_grpc import wire
 from exchange_grpc.errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailable
 from exchange_grpc.frames import (
+    Ack,
     Answer,
     Batch,
     Credit,
@@ -21,15 +24,40 @@ from exchange_grpc.frames import (
     Hello,
     Interest,
     Introduction,
+    Ping,
     Pong,
     Query,
     Reject,
     Target,
     Welcome,
 )
-from exchange_grpc.limits import CREDIT_BYTES, CREDIT_MESSAGES, HANDSHAKE_SECONDS, REQUEST_SECONDS
+from exchange_grpc.limits import (
+    AWAY_SECONDS,
+    CONTEST_SECONDS,
+    CREDIT_BYTES,
+    CREDIT_MESSAGES,
+    HANDSHAKE_SECONDS,
+    REQUEST_SECONDS,
+    RESUME_SECONDS,
+    SILENCE_SECONDS,
+    Limits,
+)
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin
-from exchange_grpc.peer import Ended, Event, Opened, Phase, QueueFull, Received, Rejected, Session
+from exchange_grpc.peer import (
+    FEATURES,
+    Broken,
+    Ended,
+    Event,
+    Forgotten,
+    Missing,
+    Opened,
+    Phase,
+    QueueFull,
+    Received,
+    Rejected,
+    Resumed,
+    Session,
+)
 
 NOW = 100.0
 ORIGIN = {id: Origin(id, 7, 1_000.0) for id in ("me", "you", "far")}
@@ -746,3 +774,345 @@ def test_what_is_passed_on_has_an_id() -> None:
     (reject,) = said(session)
     assert isinstance(reject, Reject)
     assert "has no id" in reject.error.message
+
+
+# ---------------------------------------------------------------------------------------- sessions that resume
+
+
+class Tokens:
+    """Random bytes, each different from those before."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, size: int) -> bytes:
+        self.count += 1
+        return self.count.to_bytes(size, "big")
+
+
+SMALL = Limits(credit_messages=4, credit_bytes=8 * 2**20)
+
+
+class Two:
+    """Two sessions that may resume, `me` who dialled and `you`, and what each has understood."""
+
+    def __init__(self, *, me: str = "me", you: str = "you", limits: Limits = SMALL, when_full: str = "wait") -> None:
+        self.now = NOW
+        self.ids = me, you
+        self.me = Session(self.intro(me), dialled=True, now=NOW, limits=limits, when_full=when_full)
+        self.you = Session(self.intro(you), dialled=False, now=NOW, limits=limits, draw=Tokens())
+        self.got: dict[Session, list[Event]] = {self.me: [], self.you: []}
+        self.pass_on()
+
+    @staticmethod
+    def intro(id: str, **more: Any) -> Introduction:
+        return intro(id, **{"features": FEATURES, **more})
+
+    def heard(self, session: Session, data: bytes) -> None:
+        events = session.receive(data, self.now)
+        self.got[session] += events
+        for event in events:
+            if isinstance(event, Opened) and not session.dialled:
+                session.welcome(self.intro(self.ids[1]))
+
+    def pass_on(self, frames: int = 1_000) -> None:
+        """Write and deliver, in turn, so many frames in all."""
+        while frames:
+            before = frames
+            for a, b in ((self.me, self.you), (self.you, self.me)):
+                data, _ = a.data_to_send(self.now)
+                if data is not None and frames:
+                    frames -= 1
+                    self.heard(b, data)
+            if frames == before:
+                return
+
+    def messages(self, session: Session) -> list[Message]:
+        return received(self.got[session])
+
+    def break_(self) -> None:
+        assert self.me.disconnected(self.now)
+        assert self.you.disconnected(self.now)
+
+    def hello(self, **changes: Any) -> Introduction:
+        """What `me` says when it dials again, on its way."""
+        self.me.dial(self.intro(self.ids[0]), self.now)
+        data, _ = self.me.data_to_send(self.now)
+        assert data is not None
+        frame = wire.decode(data, self.now)
+        assert isinstance(frame, Hello)
+        return replace(frame.me, **changes)
+
+    def dial(self, **changes: Any) -> list[Event] | None:
+        """`me` dials again, and gets no Welcome yet: what `you` makes of it."""
+        return self.you.rejoin(self.hello(**changes), self.intro(self.ids[1]), self.now)
+
+    def back(self, **changes: Any) -> tuple[Resumed, Resumed]:
+        """`me` dials again, and both are there: what each understands."""
+        events = self.dial(**changes)
+        assert events is not None
+        (yours,) = events
+        data, _ = self.you.data_to_send(self.now)
+        assert data is not None
+        (mine,) = self.me.receive(data, self.now)
+        assert isinstance(yours, Resumed)
+        assert isinstance(mine, Resumed)
+        self.pass_on()
+        return mine, yours
+
+    def send(self, *names: str, kind: Kind = Kind.SEND, **more: Any) -> list[Message]:
+        """`me` sends."""
+        sent = [made(self.ids[0], kind, name, **more) for name in names]
+        for message in sent:
+            self.me.send(message)
+        return sent
+
+    def names(self) -> str:
+        """The names of what `you` has got, one letter each."""
+        return "".join(message.name for message in self.messages(self.you))
+
+
+def test_a_new_session_after_a_break_has_its_own_credit() -> None:
+    """What was given counts beyond what was taken; or the peer would send too much, then stop for ever."""
+    two = Two()
+    for _ in range(10):
+        two.you.send(made("you"))
+        two.pass_on()
+    two.break_()
+    mine, yours = two.back(token=b"forged")
+    assert not mine.recovered
+    assert not yours.recovered
+    for session in (two.me, two.you):
+        assert session.out.credit == session_credit(other(two, session))
+    for n in range(30):
+        for session, id in ((two.me, "me"), (two.you, "you")):
+            session.send(made(id))
+            assert session.out.credit.seq <= n + SMALL.credit_messages
+        two.pass_on()
+    assert len(two.messages(two.you)) == 30
+    assert len(two.messages(two.me)) == 40
+
+
+def other(two: Two, session: Session) -> Session:
+    return two.you if session is two.me else two.me
+
+
+def session_credit(session: Session) -> Credit | None:
+    return session.into.given
+
+
+def test_a_new_session_after_the_old_one_was_forgotten_has_its_own_credit() -> None:
+    two = Two()
+    for _ in range(10):
+        two.you.send(made("you"))
+        two.pass_on()
+    two.break_()
+    two.now += RESUME_SECONDS
+    assert [type(event) for event in two.me.tick(two.now)] == [Missing, Forgotten]
+    hello = two.hello()
+    assert (hello.session, hello.token, hello.received, hello.received_bytes) == ("", b"", 0, 0)
+    assert hello.credit == Credit(SMALL.credit_messages, SMALL.credit_bytes)
+
+
+def test_a_session_that_is_given_up_says_what_it_has_taken_and_takes_no_more() -> None:
+    """Its peer must neither take that for uncertain, nor our end for a mistake of its own."""
+    two = Two()
+    two.you.send(made("you"))
+    two.send("a")
+    two.pass_on()
+    two.me.goodbye(Code.RESOURCE_EXHAUSTED, "too slow")
+    two.me.lost()
+    two.you.send(made("you"))
+    ack, more = wire.encode(Ack(1)), next(out(two.you))
+    assert two.me.receive(ack, two.now) == two.me.receive(more, two.now) == []
+    (goodbye,) = [frame for frame in said(two.me) if isinstance(frame, Goodbye)]
+    assert (goodbye.code, goodbye.received) == (Code.RESOURCE_EXHAUSTED, 1)
+    assert two.me.phase is Phase.CLOSED
+
+
+def test_attempts_that_come_to_nothing_do_not_prolong_the_wait() -> None:
+    two = Two()
+    (waiting,) = two.send("a")
+    two.break_()
+    for _ in range(4):
+        two.now += 1
+        two.hello()
+        assert two.me.disconnected(two.now)
+    assert two.me.next_deadline() == NOW + AWAY_SECONDS
+    two.now += 1
+    assert two.me.tick(two.now) == [Missing([waiting])]
+    two.hello()
+    assert two.me.disconnected(two.now)
+    assert two.me.next_deadline() == NOW + RESUME_SECONDS
+    assert two.me.tick(NOW + RESUME_SECONDS) == [Forgotten([])]
+    assert two.me.next_deadline() == inf
+
+
+def test_what_an_attempt_has_not_said_is_not_said_by_the_next() -> None:
+    """Hello is the first frame, and there is one."""
+    two = Two()
+    two.break_()
+    two.me.dial(two.intro("me"), two.now)
+    two.me.announce(handles=["x"])
+    two.me.control(Query("me.7.q1", NAME, 3))
+    assert two.me.disconnected(two.now)
+    two.me.dial(two.intro("me"), two.now)
+    assert [type(frame) for frame in said(two.me)] == [Hello]
+
+
+# ------------------------------------------------------------------------------- whoever says goodbye stays away
+
+
+def test_a_session_that_ends_is_not_taken_up_again() -> None:
+    two = Two()
+    two.you.goodbye()
+    two.me.disconnected(two.now)
+    assert two.dial() is None
+    assert two.you.phase is Phase.CLOSING
+    assert [type(frame) for frame in said(two.you)] == [Goodbye]
+    two.you.disconnected(two.now)
+    assert two.dial() is None
+    assert two.you.phase is Phase.CLOSED
+
+
+def test_whoever_leaves_while_dialling_again_is_not_told_to_come_back() -> None:
+    two = Two()
+    two.break_()
+    two.hello()
+    two.me.goodbye()
+    (event,) = two.me.receive(wire.encode(Goodbye(Code.ALREADY_EXISTS, "too soon", 2_000, exchange="you")), NOW)
+    assert event == Ended(Code.ALREADY_EXISTS, "too soon", "you", 2_000)
+    assert two.me.phase is Phase.CLOSED
+
+
+def test_a_peer_that_is_silent_while_we_leave_is_not_waited_for() -> None:
+    two = Two()
+    two.me.goodbye()
+    assert [type(frame) for frame in said(two.me)] == [Goodbye]
+    for seconds in range(1, int(SILENCE_SECONDS)):
+        assert two.me.tick(NOW + seconds) == []
+    (event,) = two.me.tick(NOW + SILENCE_SECONDS)
+    assert isinstance(event, Ended)
+    assert (event.code, event.by) == (Code.UNAVAILABLE, "me")
+    assert two.me.phase is Phase.CLOSED
+
+
+def test_a_gap_while_we_leave_ends_the_session() -> None:
+    two = Two()
+    two.send("a", "b")
+    two.you.goodbye()
+    (event,) = two.you.receive(batch(packed(), seq=2), NOW)
+    assert isinstance(event, Ended)
+    assert event.code is Code.DATA_LOSS
+
+
+# ---------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize(
+    "early", [Interest(1, handles=("x",)), Query("me.7.q1", NAME, 3), Answer("you.7.q1", NAME, Found.NO)]
+)
+def test_what_is_said_before_welcome_is_heard_does_not_end_the_former_token(early: Frame) -> None:
+    two = Two()
+    two.break_()
+    token = two.me._token
+    assert two.dial() is not None
+    assert two.you.receive(wire.encode(early), two.now) == [early]
+    two.break_()
+    mine, yours = two.back()
+    assert mine.recovered
+    assert yours.recovered
+    assert two.me._token != token
+
+
+# -------------------------------------------------------------------------------------------- a contested id
+
+
+def stranger(two: Two) -> list[Event] | None:
+    """Somebody without the token claims to be `me`."""
+    return two.you.rejoin(two.intro("me"), two.intro("you"), two.now)
+
+
+def test_a_peer_that_is_alive_keeps_its_id() -> None:
+    two = Two()
+    assert stranger(two) is None
+    two.pass_on()
+    two.now += CONTEST_SECONDS
+    assert two.you.tick(two.now) == []
+    assert two.you.phase is Phase.OPEN
+    assert stranger(two) is None, "and is asked anew each time"
+    assert [type(frame) for frame in said(two.you)] == [Ping]
+
+
+def test_a_peer_that_does_not_answer_loses_its_id() -> None:
+    two = Two()
+    two.send("a")
+    assert stranger(two) is None
+    assert [type(frame) for frame in said(two.you)] == [Ping]
+    assert two.you.next_deadline() == NOW + CONTEST_SECONDS
+    two.now += CONTEST_SECONDS
+    broken, missing = two.you.tick(two.now)
+    assert isinstance(broken, Broken)
+    assert broken.reason == "nothing was heard of it for 2 s, and another claims its id"
+    assert missing == Missing([])
+    (event,) = stranger(two) or ()
+    assert isinstance(event, Resumed)
+    assert not event.recovered
+    assert two.you.phase is Phase.OPEN
+
+
+def test_whoever_comes_back_after_the_contest_need_not_wait_for_a_tick() -> None:
+    two = Two()
+    assert stranger(two) is None
+    two.now += CONTEST_SECONDS - 0.001
+    assert stranger(two) is None
+    two.now += 0.001
+    (event,) = stranger(two) or ()
+    assert isinstance(event, Resumed)
+    assert not event.recovered
+
+
+def test_the_right_peer_that_comes_back_ends_the_contest() -> None:
+    two = Two()
+    assert stranger(two) is None
+    two.now += 1
+    mine, _ = two.back()
+    assert mine.recovered
+    two.now += CONTEST_SECONDS - 1
+    assert two.you.tick(two.now) == []
+
+
+def test_a_peer_that_answers_no_ping_keeps_its_id_while_its_connection_lasts() -> None:
+    session = opened()
+    for seconds in (0, 10, 1_000):
+        assert session.rejoin(intro("you"), intro("me"), NOW + seconds) is None
+        assert said(session) == []
+        assert session.tick(NOW + seconds) == []
+    session.disconnected(NOW)
+    assert session.phase is Phase.CLOSED, "it cannot resume"
+
+
+# --------------------------------------------------------------------------------- two who dial at the same time
+
+
+def test_of_two_who_dial_again_at_the_same_time_the_smaller_id_wins() -> None:
+    two = Two()
+    two.break_()
+    assert two.you.rejoin(two.hello(), two.intro("you"), two.now) is not None
+    two.break_()
+    two.hello()
+    assert two.me.rejoin(two.intro("you"), two.intro("me"), two.now) is None, "who is larger waits for us"
+    assert two.me.phase is Phase.OPENING
+
+
+def test_the_larger_id_lets_the_smaller_one_in() -> None:
+    """It dials again, and is dialled by the peer, which has dialled before as well."""
+    two = Two(me="z", you="a")
+    two.break_()
+    a = replace(two.intro("a"), session=two.me._session, token=two.me._token)
+    two.hello()
+    (event,) = two.me.rejoin(a, two.intro("z"), two.now) or ()
+    assert isinstance(event, Resumed)
+    assert event.recovered
+    assert two.me.phase is Phase.OPEN
+    assert [type(frame) for frame in said(two.me)] == [Welcome]
