@@ -264,6 +264,7 @@ class Exchange:
             linked=self._linked,
             tell=self._told_of_a_link,
             run=self._run,
+            per_address=self.limits.links_per_address,
         )
         self._system = System(
             id=self.id,
@@ -800,18 +801,30 @@ class Exchange:
     async def accept(self, transport: Transport) -> None:
         """See `transports.Host`."""
         self._enter()
-        link = self._link()
+        link = self._link(address=getattr(transport, "address", ""))
         connection = link.attach(transport)
         self._links.begun(link)
         link.start(connection)
-        await connection.over.wait()
+        try:
+            await connection.over.wait()
+        except asyncio.CancelledError:
+            if link.session.peer is None:  # it was broken off before anything was said
+                self._links.resets += 1
+            raise
 
-    def _link(self, dial: Callable[[], Transport] | None = None, retry: float = 0.0, *, dialled: bool = False) -> Link:
+    def _link(
+        self,
+        dial: Callable[[], Transport] | None = None,
+        retry: float = 0.0,
+        *,
+        dialled: bool = False,
+        address: str = "",
+    ) -> Link:
         session = Session(
             self._links.introduction(), dialled=dialled, now=self._now(),
             limits=self.limits, when_full=self._when_full, draw=secrets.token_bytes,
         )  # fmt: skip
-        return Link(session, self._links, self._now, self.limits, dial=dial, retry=retry)
+        return Link(session, self._links, self._now, self.limits, dial=dial, retry=retry, address=address)
 
     def _start_relaying(self) -> None:
         if self._relay is None and not self._router.relay:

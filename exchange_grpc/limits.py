@@ -54,6 +54,8 @@ OPEN_QUESTIONS = 4_096  # discoveries under way
 HELD_MESSAGES = 10_000  # messages that wait for a discovery
 ROUTES = 65_536  # names and exchanges whose way was found out or learned
 LINKS = 10_000  # peers linked at once
+LINKS_PER_ADDRESS = 2_000  # ... from one network address
+STREAMS_PER_CONNECTION = 2_000  # gRPC streams at once on one connection
 LEDGER_MESSAGES = 20_000  # messages whose history can be asked for, about 1 KB each
 LEDGER_EVENTS = 64  # events kept of one message
 TRANSACTIONS = 10_000  # changes of the state whose history can be asked for
@@ -84,6 +86,8 @@ CREDIT_BYTES = 8 * 2**20  # the same in bytes: two of the largest messages
 UNACKED_MESSAGES = 4_096  # sent and not acknowledged, whatever credit there is: kept for a resume
 UNACKED_BYTES = 16 * 2**20  # the same in bytes
 UNSETTLED_IDS = 65_536  # of messages that were acknowledged, and would be lost if the peer was
+MESSAGES_PER_SECOND = 100_000  # of one peer, on average over a second; then it is read no faster
+FRAME_COST = 10  # a frame counts as so many messages: it costs that much, whatever is in it
 ACK_MESSAGES = 256  # taken before they are acknowledged: a quarter of the credit
 BATCH_MESSAGES = 1_024  # grpcio moves a few thousand writes a second, whatever their size
 BATCH_BYTES = 2**20  # larger writes gain nothing and delay control frames
@@ -113,6 +117,8 @@ class Limits:
     reconnect_max_seconds: float = RECONNECT_MAX_SECONDS
     credit_messages: int = CREDIT_MESSAGES
     credit_bytes: int = CREDIT_BYTES
+    messages_per_second: float = MESSAGES_PER_SECOND
+    links_per_address: int = LINKS_PER_ADDRESS
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -9,13 +9,14 @@ A peer is in `peers` from its first handshake until it is gone: a link that is b
 `away_seconds`. A line is in `by_peer` as long as its session may be resumed.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import Code
 from .frames import PROTOCOL, Answer, Interest, Introduction, Query, Reject
 from .kernel import Kernel
-from .limits import CONTEST_SECONDS, LINKS
+from .limits import CONTEST_SECONDS, LINKS, LINKS_PER_ADDRESS
 from .message import Message
 from .outbox import DISCONNECT
 from .patterns import RESERVED
@@ -43,6 +44,11 @@ class Line(Protocol):
 
     session: Session
     read_all: bool  # the other side will send no more
+    address: str  # the network address that the peer dialled from, as far as there is one
+
+    @property
+    def slowed(self) -> int:
+        """How often the peer sent faster than it may."""
 
     def wake(self) -> None:
         """The session has something to say."""
@@ -77,6 +83,7 @@ class Links(Generic[L, P]):
         linked: Callable[[Any, Introduction], P],
         tell: Callable[[str, dict[str, Any]], None],
         run: Callable[[], None],
+        per_address: int = LINKS_PER_ADDRESS,
     ) -> None:
         self.id = id
         self.epoch = epoch
@@ -85,6 +92,9 @@ class Links(Generic[L, P]):
         self.by_peer: dict[str, L] = {}
         self.peers: dict[str, P] = {}
         self.lines: set[L] = set()  # that are not over
+        self.resets = 0  # streams that were broken off before a Hello
+        self._per_address = per_address
+        self._from: Counter[str] = Counter()  # lines by address
         self._faces: dict[L, P] = {}
         self._broken: dict[L, float] = {}  # since when
         self._uncertain: dict[L, list[str]] = {}  # ids that were told to routing, and to nobody else so far
@@ -154,13 +164,21 @@ class Links(Generic[L, P]):
 
     def begun(self, line: L) -> None:
         """We have dialled, or somebody has dialled us."""
-        if len(self.lines) >= LINKS and not line.session.dialled:
-            line.session.goodbye(Code.RESOURCE_EXHAUSTED, f"{self.id} has {LINKS} links already")
+        if not line.session.dialled:
+            if len(self.lines) >= LINKS:
+                line.session.goodbye(Code.RESOURCE_EXHAUSTED, f"{self.id} has {LINKS} links already")
+            elif line.address and self._from[line.address] >= self._per_address:
+                reason = f"{self.id} has {self._per_address} links from this address already"
+                line.session.goodbye(Code.RESOURCE_EXHAUSTED, reason)
         self.lines.add(line)
+        self._from[line.address] += 1
 
     def over(self, line: L) -> None:
         """Nothing is left of it."""
         self.lines.discard(line)
+        self._from[line.address] -= 1
+        if not self._from[line.address]:
+            del self._from[line.address]
 
     def heard(self, line: L, events: list[Event]) -> None:
         """What one frame meant, or the time that has passed."""

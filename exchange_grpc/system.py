@@ -103,9 +103,12 @@ class System:
         peers = self.router.peers()
         for peer in peers:
             introduction = self.links.introduction_of(peer["id"])
-            out = self.links.by_peer[peer["id"]].session.out
+            line = self.links.by_peer[peer["id"]]
+            out = line.session.out
             peer.update(agent=introduction.agent, exports=list(introduction.exports))
-            peer.update(queued=out.load()[0], unacknowledged=out.unacknowledged, dropped=out.dropped)
+            peer.update(
+                queued=out.load()[0], unacknowledged=out.unacknowledged, dropped=out.dropped, slowed=line.slowed
+            )
         return self._said(peers=peers)
 
     async def _routes(self, msg: Message) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class System:
             outcomes={outcome.name.lower(): count for outcome, count in self.ledger.counts.items()},
             messages={"emitted": self.router.emitted, "received": self.router.received},
             links=len(self.links.lines),
+            resets=self.links.resets,
             open_requests=self.router.open_requests,
             **self.router.load(),
             queued={"messages": sum(wait[0] for wait in waits), "bytes": sum(wait[1] for wait in waits)},

@@ -26,7 +26,7 @@ from exchange_grpc import (
     Refused,
     RequestError,
 )
-from exchange_grpc.limits import MESSAGE_BYTES
+from exchange_grpc.limits import CREDIT_MESSAGES, MESSAGE_BYTES, NAMES_PER_PEER, Limits
 
 SERVICE = "/exchange.v1.ExchangeService/"
 BAD_NAMES = {
@@ -77,7 +77,7 @@ async def undisturbed(url: str) -> AsyncIterator[None]:
             talking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await talking
-    assert answered > 5
+    assert answered >= 5
 
 
 @asynccontextmanager
@@ -98,8 +98,8 @@ async def conversation(channel: grpc.aio.Channel, *frames: bytes) -> list[frame_
         return [frame_pb2.Frame.FromString(data) async for data in channel.stream_stream(SERVICE + "Peer")(say())]
 
 
-def hello(id: str) -> bytes:
-    return frame_pb2.Frame(hello=frame_pb2.Hello(exchange=id)).SerializeToString()
+def hello(id: str, **fields: Any) -> bytes:
+    return frame_pb2.Frame(hello=frame_pb2.Hello(exchange=id, **fields)).SerializeToString()
 
 
 def batch(*messages: message_pb2.Message) -> bytes:
@@ -153,6 +153,179 @@ async def test_ten_thousand_frames_of_random_bytes(hub: tuple[Exchange, str]) ->
         while len(asyncio.all_tasks()) > tasks:
             await asyncio.sleep(0.01)
     assert exchange.peers == ()
+
+
+def every_frame() -> list[bytes]:
+    """One of each kind, with something in every field that matters."""
+    credit = frame_pb2.Credit(seq=5, bytes=10_000)
+    interest = frame_pb2.InterestSet(revision=1, handles=["a", "b"], subscribes=["c.*"], exports=["d"])
+    return [
+        frame.SerializeToString()
+        for frame in (
+            frame_pb2.Frame(
+                hello=frame_pb2.Hello(exchange="x", epoch=7, features=["resume", "ping"], interest=interest)
+            ),
+            frame_pb2.Frame(hello=frame_pb2.Hello(session="s", resume_token=b"t" * 16, received=3, credit=credit)),
+            frame_pb2.Frame(welcome=frame_pb2.Welcome(exchange="x", recovered=True, credit=credit)),
+            frame_pb2.Frame(batch=frame_pb2.Batch(seq=1, messages=[request("echo", json=b"[1]"), request("echo")])),
+            frame_pb2.Frame(ack=frame_pb2.Ack(seq=1, settled=1)),
+            frame_pb2.Frame(credit=credit),
+            frame_pb2.Frame(interest=frame_pb2.Interest(revision=1, added=interest, relay=True)),
+            frame_pb2.Frame(query=frame_pb2.Query(id="x.7.q1", name="echo", ttl=3)),
+            frame_pb2.Frame(answer=frame_pb2.Answer(id="x.7.q1", name="echo", found=frame_pb2.FOUND_YES)),
+            frame_pb2.Frame(ping=frame_pb2.Ping(nonce=2**63)),
+            frame_pb2.Frame(pong=frame_pb2.Pong(nonce=1)),
+            frame_pb2.Frame(reject=frame_pb2.Reject(seq=1, id="hub.7.1")),
+            frame_pb2.Frame(goodbye=frame_pb2.Goodbye(retry_after_ms=5, exchange="x", received=9)),
+        )
+    ]
+
+
+async def test_ten_thousand_mutated_frames(hub: tuple[Exchange, str]) -> None:
+    exchange, url = hub
+    dice = random.Random(2027)
+    originals = every_frame()
+
+    def mutated() -> bytes:
+        frame = bytearray(dice.choice(originals))
+        for _ in range(dice.randrange(1, 4)):
+            act, at = dice.randrange(3), dice.randrange(len(frame))
+            if act == 0:
+                frame[at] = dice.randrange(256)
+            elif act == 1:
+                frame[at:at] = dice.randbytes(dice.randrange(1, 4))
+            elif len(frame) > 1:
+                del frame[at]
+        return bytes(frame)
+
+    async with undisturbed(url), raw(url) as channel:
+
+        async def vandal(number: int) -> int:
+            sent = 0
+            while sent < 500:
+                frames = [hello(f"vandal-{number}", features=["resume"]), *(mutated() for _ in range(24))]
+                answers = await conversation(channel, *frames)
+                assert set(kinds(answers)) <= {
+                    "welcome",
+                    "batch",
+                    "answer",
+                    "pong",
+                    "reject",
+                    "goodbye",
+                    "ack",
+                    "query",
+                }
+                sent += len(frames)
+            return sent
+
+        assert sum(await asyncio.gather(*map(vandal, range(20)))) >= 10_000
+        async with asyncio.timeout(5):
+            while any(peer.connected for peer in exchange.peers if peer.id.startswith("vandal")):
+                await asyncio.sleep(0.01)
+
+
+async def test_streams_that_never_say_hello() -> None:
+    async with Exchange("hub", limits=Limits(handshake_seconds=0.5)) as hub:
+        url = await hub.listen("grpc://127.0.0.1:0")
+        async with undisturbed(url), raw(url) as channel:
+            calls = [channel.stream_stream(SERVICE + "Peer")() for _ in range(200)]
+            for call in calls:
+                goodbye = frame_pb2.Frame.FromString(await asyncio.wait_for(call.read(), 5)).goodbye
+                assert goodbye.status.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+                call.cancel()
+
+
+async def test_whoever_sends_more_than_he_was_given_credit_for_is_sent_away(hub: tuple[Exchange, str]) -> None:
+    exchange, url = hub
+    never = asyncio.Event()
+
+    @exchange.handle("stuck")
+    async def stuck() -> None:
+        await never.wait()
+
+    flood = [message_pb2.Message(name="stuck") for _ in range(3 * CREDIT_MESSAGES)]
+    credit = frame_pb2.Credit(seq=1_000, bytes=2**20)
+    async with undisturbed(url), raw(url) as channel:
+        answers = await conversation(channel, hello("greedy", credit=credit), batch(*flood))
+        assert answers[-1].goodbye.status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        never.set()
+
+
+async def test_forged_hops_are_refused_and_cost_their_sender_alone(hub: tuple[Exchange, str]) -> None:
+    _, url = hub
+    forged = {
+        "another made it": request("echo", id="healthy-client.1.1"),
+        "it came by another": request("echo"),
+        "it was at the hub": request("echo"),
+        "it makes a circle": request("echo"),
+    }
+    setattr(forged["another made it"], "from", "healthy-client")
+    for what, way in (("it came by another", ["forger", "x"]), ("it was at the hub", ["forger", "hub"])):
+        for exchange in way:
+            forged[what].trace.hops.add(exchange=exchange)
+    for exchange in ("forger", "x", "forger"):
+        forged["it makes a circle"].trace.hops.add(exchange=exchange)
+    async with undisturbed(url), raw(url) as channel:
+        answers = await conversation(channel, hello("forger"), batch(*forged.values(), request("echo", json=b"1")))
+        rejected = [frame.reject for frame in answers if frame.WhichOneof("kind") == "reject"]
+        assert [reject.seq for reject in rejected] == [1, 2, 3, 4]
+        replies = [message for frame in answers for message in frame.batch.messages]
+        assert [message.json for message in replies] == [b"1"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_hundred_thousand_names(hub: tuple[Exchange, str], at_once: bool) -> None:
+    exchange, url = hub
+    names = [f"name.{n}" for n in range(100_000)]
+    async with undisturbed(url), raw(url) as channel:
+        if at_once:
+            frames = [hello("boaster", interest=frame_pb2.InterestSet(handles=names))]
+        else:
+            parts = [names[n : n + 1_000] for n in range(0, len(names), 1_000)]
+            changes = [
+                frame_pb2.Interest(revision=n, added=frame_pb2.InterestSet(handles=part))
+                for n, part in enumerate(parts, 1)
+            ]
+            frames = [hello("boaster"), *(frame_pb2.Frame(interest=change).SerializeToString() for change in changes)]
+        answers = await conversation(channel, *frames)
+        assert f"more than {NAMES_PER_PEER} names" in answers[-1].goodbye.status.message
+        async with asyncio.timeout(5):
+            while "boaster" in {peer.id for peer in exchange.peers}:
+                await asyncio.sleep(0.01)
+    assert not exchange._router._offered.keys() & set(names)
+
+
+async def test_links_from_one_address_are_bounded() -> None:
+    async with Exchange("hub", limits=Limits(links_per_address=2)) as hub, Exchange("two") as two:
+        url = await hub.listen("grpc://127.0.0.1:0")
+        async with undisturbed(url):
+            with pytest.raises(LinkError, match="hub has 2 links from this address already"):
+                await two.connect(url)
+        async with asyncio.timeout(5):
+            while hub._links.lines:
+                await asyncio.sleep(0.01)
+        await two.connect(url)
+
+
+async def test_a_peer_that_is_too_fast_is_read_more_slowly() -> None:
+    async with Exchange("hub", limits=Limits(messages_per_second=1_000)) as hub, Exchange("fast") as fast:
+        taken = 0
+
+        @hub.handle("take")
+        async def take() -> None:
+            nonlocal taken
+            taken += 1
+
+        await fast.connect(await hub.listen("grpc://127.0.0.1:0"))
+        began = asyncio.get_running_loop().time()
+        for _ in range(4_000):
+            await fast.send("take")
+        async with asyncio.timeout(10):
+            while taken < 4_000:
+                await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - began > 0.9
+        (peer,) = (await fast.request("exchange.peers", to="hub"))["peers"]
+        assert peer["slowed"] > 0
 
 
 async def test_a_frame_that_is_no_frame_ends_with_a_reason(hub: tuple[Exchange, str]) -> None:

@@ -717,6 +717,7 @@ async def test_asking_who_is_linked(world: World) -> None:
                 "queued": 0,
                 "unacknowledged": 0,
                 "dropped": 0,
+                "slowed": 0,
             }
         ],
     }

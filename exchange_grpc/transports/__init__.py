@@ -22,7 +22,10 @@ End = Callable[[Exception | None], None]
 
 
 class Transport(Protocol):
-    """One connection, in frames."""
+    """One connection, in frames.
+
+    One that came in may say in `address` from which network address.
+    """
 
     async def connect(self) -> None:
         """Establish it. Raises LinkError. Nothing is received before this returns."""

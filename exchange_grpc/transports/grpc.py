@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from ..errors import AddressError, LinkError
-from ..limits import FRAME_BYTES, GRPC_HANDSHAKE_MS, HANDSHAKE_SECONDS, MESSAGE_BYTES
+from ..limits import FRAME_BYTES, GRPC_HANDSHAKE_MS, HANDSHAKE_SECONDS, MESSAGE_BYTES, STREAMS_PER_CONNECTION
 from ..service import PEER, SERVICE, Doors, add_health_and_reflection
 from . import End, Host, Receive, register
 
@@ -41,6 +41,7 @@ _SERVER_OPTIONS = [
     ("grpc.server_handshake_timeout_ms", GRPC_HANDSHAKE_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
 ]
 _CLOSE_SECONDS = 1.0  # for the other side to end the call after goodbye
 _UNIX_PATH_BYTES = 107  # sizeof sockaddr_un.sun_path, less the zero at its end
@@ -155,6 +156,8 @@ class _Accepted(_Stream):
     def __init__(self, context: Any) -> None:
         super().__init__()
         self._call = context
+        kind, _, place = context.peer().partition(":")
+        self.address = place.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
 
     async def connect(self) -> None:
         """It is connected: begin to read."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ..errors import Code, LinkError
 from ..frames import Introduction
-from ..limits import DIAL_SECONDS, DRAIN_SECONDS, Limits
+from ..limits import DIAL_SECONDS, DRAIN_SECONDS, FRAME_COST, Limits
 from ..message import Message
 from ..peer import Backoff, Broken, Ended, Event, Forgotten, Opened, Phase, Resumed, Session
 from . import Transport
@@ -91,7 +91,9 @@ class Connection:
     async def _receive(self, frame: bytes) -> None:
         link = self.link
         if link.connection is self:
-            link.receive(frame)
+            pause = link.receive(frame)
+            if pause > 0:
+                await asyncio.sleep(pause)
             # While nothing is read, the peer's writer waits.
             while link.connection is self and link.session.into.crowded and not link.keeps_to_credit:  # noqa: ASYNC110
                 await asyncio.sleep(_CROWDED_SECONDS)
@@ -150,6 +152,24 @@ class Connection:
             self.link.closed(self)
 
 
+class Rate:
+    """How fast a peer may go: what it may have at once fills up as time passes, up to that of one second."""
+
+    def __init__(self, per_second: float, now: float) -> None:
+        self.slowed = 0  # how often it was too fast
+        self._per_second = self._left = per_second
+        self._since = now
+
+    def spend(self, cost: float, now: float) -> float:
+        """The seconds to wait before the next time."""
+        self._left = min(self._per_second, self._left + (now - self._since) * self._per_second) - cost
+        self._since = now
+        if self._left >= 0:
+            return 0.0
+        self.slowed += 1
+        return -self._left / self._per_second
+
+
 class Link:
     """A session, and what carries it.
 
@@ -166,8 +186,10 @@ class Link:
         *,
         dial: Callable[[], Transport] | None = None,
         retry: float = 0.0,
+        address: str = "",
     ) -> None:
         self.session = session
+        self.address = address
         self.now = now
         self.connection: Connection | None = None
         self.ended: Ended | None = None
@@ -187,6 +209,7 @@ class Link:
         self._room = asyncio.Event()
         self._room.set()
         self._timer: asyncio.TimerHandle | None = None
+        self._rate = Rate(limits.messages_per_second, now())
         session.into.more_is_welcome = self.wake
 
     # --------------------------------------------------------------------------------------------- connections
@@ -341,11 +364,13 @@ class Link:
 
     # ------------------------------------------------------------------------------------------ what is said
 
-    def receive(self, frame: bytes) -> None:
-        """A frame came in."""
-        self._understand(self.session.receive(frame, self.now()))
+    def receive(self, frame: bytes) -> float:
+        """A frame came in. For how many seconds no more should be read."""
+        now, before = self.now(), self.session.into.received
+        self._understand(self.session.receive(frame, now))
         self.wake()  # an answer, a refusal or a goodbye may wait
         self._arm()
+        return self._rate.spend(FRAME_COST + max(0, self.session.into.received - before), now)
 
     def next_frame(self) -> tuple[bytes | None, bool]:
         """What to write next, and whether to ask again."""
@@ -361,6 +386,11 @@ class Link:
         if not self.read_all:
             self.read_all = True
             self._owner.half_closed(self)
+
+    @property
+    def slowed(self) -> int:
+        """How often the peer sent faster than it may."""
+        return self._rate.slowed
 
     @property
     def keeps_to_credit(self) -> bool:
