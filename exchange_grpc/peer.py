@@ -536,7 +536,10 @@ class Session:
             return inf if self._forgotten else self._left + limits.resume_seconds
         if self.phase is Phase.OPENING:
             return self._since + limits.handshake_seconds
-        due = [at for at in (self.into.ack_due,) if at is not None]
+        if self.phase is Phase.CLOSED:
+            return inf
+        # What was due at the last tick is said when there is something to write on.
+        due = [at for at in (self.into.ack_due,) if at is not None and at > self._ticked]
         if self._answers_pings():
             due += [max(self._heard, self._pinged) + limits.heartbeat_seconds, self._silent_at()]
         return min(due, default=inf)

@@ -32,11 +32,13 @@ from exchange_grpc.frames import (
     Welcome,
 )
 from exchange_grpc.limits import (
+    ACK_SECONDS,
     AWAY_SECONDS,
     CONTEST_SECONDS,
     CREDIT_BYTES,
     CREDIT_MESSAGES,
     HANDSHAKE_SECONDS,
+    HEARTBEAT_SECONDS,
     REQUEST_SECONDS,
     RESUME_SECONDS,
     SILENCE_SECONDS,
@@ -1116,3 +1118,30 @@ def test_the_larger_id_lets_the_smaller_one_in() -> None:
     assert event.recovered
     assert two.me.phase is Phase.OPEN
     assert [type(frame) for frame in said(two.me)] == [Welcome]
+
+
+# ------------------------------------------------------------------------------------------------------- time
+
+
+def test_what_cannot_be_written_is_not_due_again_and_again() -> None:
+    """Or whoever waits for the next deadline would never sleep."""
+    two = Two()
+    two.send("a")
+    two.you.receive(next(out(two.me)), NOW)
+    assert two.you.next_deadline() == NOW + ACK_SECONDS
+    two.you.tick(NOW + ACK_SECONDS)
+    assert two.you.next_deadline() == NOW + HEARTBEAT_SECONDS
+    assert [type(frame) for frame in said(two.you, NOW + ACK_SECONDS)] == [Ack, Credit]
+    two.you.receive(b"\xff" * 9, NOW)
+    assert two.you.phase is Phase.CLOSED
+    assert two.you.next_deadline() == inf
+
+
+def test_a_deadline_that_has_passed_is_not_the_next() -> None:
+    two = Two()
+    while two.me.phase is Phase.OPEN or not two.me._forgotten:
+        due = two.me.next_deadline()
+        assert two.now < due < inf
+        two.now = due
+        two.me.tick(two.now)
+    assert two.me.next_deadline() == inf
