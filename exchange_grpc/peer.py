@@ -153,7 +153,7 @@ class Backoff:
         self._limits = limits
         self._draw = draw
         self._attempts = 0
-        self._made = -inf
+        self._made = inf
 
     def made(self, now: float) -> None:
         """The link is there."""
@@ -163,6 +163,7 @@ class Backoff:
         """... and gone."""
         if now - self._made >= self._limits.reconnect_max_seconds:
             self._attempts = 0
+        self._made = inf  # an attempt that comes to nothing was never made
 
     def next(self) -> float:
         """The seconds until the next attempt."""
@@ -363,7 +364,8 @@ class Session:
             return [Resumed(peer, False, uncertain, unsent)]
         known = self.peer
         assert known is not None
-        if (peer.exchange, peer.session) != (known.exchange, self._session):
+        ours = (known.exchange, known.epoch, self._session)
+        if not self._session or (peer.exchange, peer.epoch, peer.session) != ours:
             return self._broken("a session is resumed that is none of ours")
         try:
             self.out.resumed(peer.received, peer.received_bytes)
