@@ -98,10 +98,11 @@ class Outbox:
         if len(self._queue) >= LINK_QUEUE_MESSAGES or self._queued_bytes + size > LINK_QUEUE_BYTES:
             raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
         if self.policy != WAIT and self.full and message.kind in _DROPPABLE:
-            made_room = self._drop_oldest() if self.policy == DROP_OLDEST else [message]
-            self.dropped += len(made_room)
             if self.policy != DROP_OLDEST:
+                self.dropped += 1
                 raise QueueFull(f"the peer reads too slowly, and the policy of the link is {self.policy}")
+            made_room = self._drop_oldest()
+            self.dropped += len(made_room)
         self._queue.append(Entry(message, data, size))
         self._queued_bytes += size
         self._entered(message, size)
@@ -296,7 +297,7 @@ class Outbox:
         return [entry.message for entry in queue]
 
     def take_uncertain(self) -> list[str]:
-        """The ids of those that have left, and would be lost if the peer's memory was; the numbers begin anew."""
+        """The ids of those that have left, and would be lost if the peer's memory was; none is sent any more."""
         uncertain = [id for _, id in self._unsettled]
         for entry in (*self._flight, *self._again):
             uncertain.append(entry.message.id)

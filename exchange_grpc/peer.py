@@ -48,7 +48,7 @@ from .frames import (
     Welcome,
 )
 from .inbox import Gap, Inbox
-from .limits import CONTEST_SECONDS, CONTROL_FRAMES, NAMES_PER_PEER, Limits
+from .limits import ACK_SECONDS, CONTEST_SECONDS, CONTROL_FRAMES, NAMES_PER_PEER, Limits
 from .message import Kind, Message
 from .outbox import AROUND, WAIT, Outbox, QueueFull
 
@@ -443,11 +443,11 @@ class Session:
                     counted = seq
                 refusal = self._admit(message, seq)
                 if refusal is None:
-                    message.keeper, message.seq, message._holds = into, seq, 0
+                    message.keeper, message.seq, message._holds = into, into.before + seq, 0
                     taken.append(message)
                     continue
                 message = Refusal(message.id, wire.refused(refusal))
-            into.settle(seq)
+            into.settle(into.before + seq)
             self.reject(seq, message.id, message.error)
         if counted and self.peer is not None and self.peer.credit is not None:
             try:
@@ -540,8 +540,9 @@ class Session:
             return self._since + limits.handshake_seconds
         if self.phase is Phase.CLOSED:
             return inf
-        # What was due at the last tick is said when there is something to write on.
-        due = [at for at in (self.into.ack_due,) if at is not None and at > self._ticked]
+        # What was due at the last tick is said when there is something to write on: no need to hurry.
+        ack = self.into.ack_due
+        due = [] if ack is None else [ack if ack > self._ticked else self._ticked + ACK_SECONDS]
         if self._answers_pings():
             due += [max(self._heard, self._pinged) + limits.heartbeat_seconds, self._silent_at()]
         return min(due, default=inf)

@@ -3,7 +3,7 @@
 import pytest
 
 from exchange_grpc.errors import InvalidMessage, LimitExceeded
-from exchange_grpc.frames import Credit
+from exchange_grpc.frames import Ack, Credit
 from exchange_grpc.inbox import Gap, Inbox
 from exchange_grpc.limits import ACK_MESSAGES, ACK_SECONDS, Limits
 
@@ -21,6 +21,11 @@ def inbox(*, acknowledges: bool = True) -> Inbox:
 def took(into: Inbox, names: str, seq: int = 0, size: int = 10, now: float = NOW) -> tuple[int, str]:
     first, new = into.take(seq, list(names), size, now)
     return first, "".join(new)
+
+
+def settle(into: Inbox, *numbers: int) -> None:
+    for number in numbers:
+        into.settle(number)
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
@@ -77,7 +82,8 @@ def test_an_acknowledgement_waits_a_moment_for_more() -> None:
     took(into, "b", now=NOW + 0.05)
     assert into.ack_due == NOW + ACK_SECONDS
     assert into.ack_to_tell(NOW + ACK_SECONDS - 0.001) is None
-    assert into.ack_to_tell(NOW + ACK_SECONDS) == 2
+    settle(into, 1, 2)
+    assert into.ack_to_tell(NOW + ACK_SECONDS) == Ack(2, 2)
     assert into.ack_due is None
     assert into.ack_to_tell(NOW + 10) is None, "said once"
     took(into, "", 1)
@@ -85,12 +91,38 @@ def test_an_acknowledgement_waits_a_moment_for_more() -> None:
     assert into.ack_due is None, "nothing new"
 
 
+def test_what_is_settled_is_told_later() -> None:
+    into = inbox()
+    took(into, "abcd")
+    settle(into, 1, 3)
+    assert into.ack_to_tell(NOW + 1) == Ack(4, 1)
+    assert into.ack_due == NOW + 1 + ACK_SECONDS
+    assert into.ack_to_tell(NOW + 2) is None, "nothing has changed"
+    assert into.ack_due == NOW + 2 + ACK_SECONDS, "but it will"
+    settle(into, 2)
+    assert into.ack_to_tell(NOW + 3) == Ack(4, 3), "in order"
+    settle(into, 4)
+    assert into.ack_to_tell(NOW + 4) == Ack(4, 4)
+    assert into.ack_due is None
+
+
+def test_what_is_settled_after_its_session_is_none_of_the_next() -> None:
+    into = inbox()
+    took(into, "ab")
+    into.begin()
+    took(into, "abc")
+    settle(into, 1, 2)
+    assert into.ack_to_tell(NOW + 1) == Ack(3, 0)
+    settle(into, 3, 4)
+    assert into.ack_to_tell(NOW + 2) == Ack(3, 2)
+
+
 def test_many_are_acknowledged_at_once() -> None:
     into = inbox()
     took(into, "a" * (ACK_MESSAGES - 1))
     assert into.ack_to_tell(NOW) is None
     took(into, "a")
-    assert into.ack_to_tell(NOW) == ACK_MESSAGES
+    assert into.ack_to_tell(NOW) == Ack(ACK_MESSAGES, 0)
     took(into, "a" * (ACK_MESSAGES - 1))
     assert into.ack_to_tell(NOW) is None
 
@@ -100,15 +132,6 @@ def test_nobody_is_told_who_does_not_want_to_hear() -> None:
     took(into, "a" * 2 * ACK_MESSAGES)
     assert into.ack_due is None
     assert into.ack_to_tell(NOW + 10) is None
-
-
-def test_what_is_restated_is_not_told_again() -> None:
-    into = inbox()
-    took(into, "ab")
-    assert into.restate() == 2
-    assert into.ack_due is None
-    took(into, "a" * (ACK_MESSAGES - 1))
-    assert into.ack_to_tell(NOW) is None
 
 
 # ----------------------------------------------------------------------------------------------------- credit

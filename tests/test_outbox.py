@@ -250,7 +250,7 @@ def test_what_has_expired_leaves_again_for_its_number_is_taken() -> None:
     assert expired == []
     batch = wire.decode(data or b"", NOW + 2)
     assert isinstance(batch, Batch)
-    assert [message.id for message in batch.messages] == [*(m.id for m in out.take_uncertain())]
+    assert [message.id for message in batch.messages] == out.take_uncertain()
 
 
 def test_acknowledged_while_it_leaves_again() -> None:
@@ -260,7 +260,7 @@ def test_acknowledged_while_it_leaves_again() -> None:
     assert frame(out, room=1) == (2, "b")
     out.acknowledged(4)
     assert frames(out) == [(5, "ef")]
-    assert names(out.take_uncertain()) == "ef"
+    assert out.unacknowledged == 2
 
 
 def test_bytes_are_counted_on_from_what_the_peer_has_taken() -> None:
@@ -343,11 +343,14 @@ def test_a_message_is_found_by_its_number(keeps: bool) -> None:
 
 
 def test_uncertain_is_what_left_and_unsent_what_did_not() -> None:
-    out = filled("abcd", Credit(2, 2**20))
+    out, sent = outbox(Credit(3, 2**20)), [made(name) for name in "abcde"]
+    put(out, *sent)
     frame(out)
-    out.acknowledged(1)
-    assert names(out.take_uncertain()) == "b"
-    assert names(out.take_unsent()) == "cd"
+    out.acknowledged(2)
+    out.settled(1)
+    assert out.take_uncertain() == [message.id for message in sent[1:3]], "also what the peer has not settled"
+    assert out.take_uncertain() == []
+    assert names(out.take_unsent()) == "de"
     assert out.load() == (0, 0)
     assert not out.waits
     put(out, made("e"))
@@ -356,12 +359,51 @@ def test_uncertain_is_what_left_and_unsent_what_did_not() -> None:
 
 
 def test_what_is_uncertain_may_be_about_to_leave_again() -> None:
-    out = filled("abc")
+    out, sent = outbox(), [made(name) for name in "abc"]
+    put(out, *sent)
     frame(out)
     out.resumed(0, 0)
     frame(out, room=1)
-    assert names(out.take_uncertain()) == "abc"
+    assert out.take_uncertain() == [message.id for message in sent]
     assert not out.waits
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_waits_is_settled_when_it_has_gone_on(keeps: bool) -> None:
+    inbox = Inbox(Limits())
+    inbox.acknowledges = True
+    for name, how in (("acknowledged", lambda out: out.acknowledged(1)), ("lost", Outbox.take_uncertain)):
+        out, message = outbox(keeps=keeps), made("a")
+        message.keeper, message.seq = inbox, inbox.take(0, [message], 1, NOW)[0]
+        put(out, message)
+        assert len(inbox._unsettled) == 1
+        frame(out)
+        assert len(inbox._unsettled) == keeps
+        how(out)
+        assert not inbox._unsettled, name
+
+
+def test_what_is_dropped_expired_or_withdrawn_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_HIGH_WATER", 1)
+    inbox = Inbox(Limits())
+    inbox.acknowledges = True
+    request = made("r", Kind.REQUEST)
+    out = outbox(Credit(0, 0), policy="drop_oldest")
+    for message in (made("a"), made("b", seconds=1), request, cancel(request)):
+        message.keeper, message.seq = inbox, inbox.take(0, [message], 1, NOW)[0]
+        put(out, message)
+    assert list(inbox._unsettled) == [2, 3, 4]
+    _, (expired,) = out.batch(ROOM, NOW + 1)
+    assert expired.name == "b"
+    assert not inbox._unsettled
+
+
+def test_what_is_to_be_settled_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.outbox.UNSETTLED_IDS", 2)
+    out = filled("abcd")
+    frame(out)
+    out.acknowledged(4)
+    assert len(out.take_uncertain()) == 2
 
 
 def test_after_a_goodbye_what_was_not_taken_counts_as_never_sent() -> None:
