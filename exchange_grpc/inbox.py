@@ -37,7 +37,8 @@ class Inbox:
         self._limits = limits
         self._retained = self._retained_bytes = 0
         self._told = (0, 0)  # acknowledged, and settled
-        self._unsettled: dict[int, None] = {}  # numbers, in order
+        self.before = 0  # how many were taken in former sessions: numbers are settled beyond that
+        self._unsettled: dict[int, None] = {}  # in order
         self._ack_due: float | None = None
 
     def take(self, seq: int, messages: list[T], size: int, now: float) -> tuple[int, list[T]]:
@@ -55,7 +56,7 @@ class Inbox:
         self.received += len(new)
         self.received_bytes += size
         if self.acknowledges:
-            self._unsettled.update(dict.fromkeys(range(first, self.received + 1)))
+            self._unsettled.update(dict.fromkeys(range(self.before + first, self.before + self.received + 1)))
         if self._ack_due is None and self.acknowledges and new:
             self._ack_due = now + ACK_SECONDS
         return first, new
@@ -81,7 +82,7 @@ class Inbox:
             self.more_is_welcome()
 
     def settle(self, seq: int) -> None:
-        """The message with this number is not lost any more if we are."""
+        """The message with this number, counted from the first session on, is not lost any more if we are."""
         self._unsettled.pop(seq, None)
 
     @property
@@ -123,7 +124,7 @@ class Inbox:
         """What to acknowledge, if that is due and new."""
         if self._ack_due is None or (now < self._ack_due and self.received - self._told[0] < ACK_MESSAGES):
             return None
-        settled = next(iter(self._unsettled), self.received + 1) - 1
+        settled = next(iter(self._unsettled), self.before + self.received + 1) - 1 - self.before
         self._ack_due = None if settled == self.received else now + ACK_SECONDS
         if (self.received, settled) == self._told:
             return None
@@ -144,6 +145,7 @@ class Inbox:
         self.given = None
         if told and given is not None:
             self.given = given.beyond(self.received, self.received_bytes)
+        self.before += self.received
         self.received = self.received_bytes = 0
         self._told = (0, 0)
         self._unsettled.clear()

@@ -138,7 +138,9 @@ class Links(Generic[L, P]):
 
     def send(self, to: str, message: Message) -> L:
         """Put a message on a link, and return that. Raises InvalidMessage if that cannot be."""
-        line = self.by_peer[to]
+        line = self.by_peer.get(to)
+        if line is None:  # gone, and routing has yet to hear of it
+            raise QueueFull(f"the link to {to} was lost")
         session = line.session
         try:
             dropped = session.send(message)
@@ -146,6 +148,7 @@ class Links(Generic[L, P]):
             if session.out.policy == DISCONNECT and session.full:
                 session.goodbye(Code.RESOURCE_EXHAUSTED, str(error))
                 self._gone(line, str(error))
+                line.wake()
             raise
         if dropped:
             self._kernel.sig("dropped", (to, dropped, session.out.policy, self._now()))
@@ -156,7 +159,9 @@ class Links(Generic[L, P]):
 
     def control(self, to: str, frame: Query | Answer | Reject) -> bool:
         """Put a question or an answer on a link; False if it takes no more."""
-        line = self.by_peer[to]
+        line = self.by_peer.get(to)
+        if line is None:
+            return False
         line.wake()
         return line.session.control(frame)
 
@@ -246,18 +251,20 @@ class Links(Generic[L, P]):
     def _resumed(self, line: L, event: Resumed) -> None:
         """It was broken, and is there again. If the session was not recovered, another life of the peer begins."""
         peer, now = event.peer, self._now()
+        if not event.recovered:
+            known = self.by_peer.get(peer.exchange) is line  # else it calls itself as somebody else now
+            self._lose(line, event.unsent, event.uncertain, expected=known)
         taken = self.by_peer.get(peer.exchange)
-        if taken is not None and taken is not line:  # it calls itself as somebody else now, who is linked already
+        if taken is not None and taken is not line:
+            self._reroute(peer.exchange, event.unsent)
+            self._forget(line)
             line.session.goodbye(Code.ALREADY_EXISTS, f"{peer.exchange} is linked to {self.id} already")
             return
         if line.session.me.revision != self.revision:
             self._catch_up(line.session)
         since = self._broken.get(line, now)
-        if not event.recovered:
-            self._lose(line, event.unsent, event.uncertain, expected=True)
         self._present(line, peer)
-        if event.unsent:
-            self._kernel.sig("reroute", (peer.exchange, event.unsent, now))
+        self._reroute(peer.exchange, event.unsent)
         value = {
             "id": peer.exchange,
             "recovered": event.recovered,
@@ -320,6 +327,9 @@ class Links(Generic[L, P]):
         id = self._id_of(line)
         self.peers.pop(id, None)
         self._kernel.sig("peer.disconnect", Lost(id, unsent, self._now(), expected=line.session.dialled))
+        self._reroute(id, unsent)
+
+    def _reroute(self, id: str, unsent: list[Message]) -> None:
         if unsent:
             self._kernel.sig("reroute", (id, unsent, self._now()))
 
@@ -359,8 +369,7 @@ class Links(Generic[L, P]):
         if returns:
             self._broken.setdefault(line, self._now())
         self._lose(line, unsent, uncertain, expected=returns)
-        if unsent:
-            self._kernel.sig("reroute", (id, unsent, self._now()))
+        self._reroute(id, unsent)
         if not returns:
             self._forget(line)
         if not was_broken:

@@ -95,13 +95,14 @@ class Outbox:
     def put(self, message: Message, data: bytes, size: int) -> list[Message]:
         """Queue a message of so many bytes; those that made room for it, by policy. Raises QueueFull."""
         made_room: list[Message] = []
-        if self.policy != WAIT and self.full and message.kind in _DROPPABLE:
-            self.dropped += 1
-            if self.policy != DROP_OLDEST:
-                raise QueueFull(f"the peer reads too slowly, and the policy of the link is {self.policy}")
-            made_room = self._drop_oldest()
         if len(self._queue) >= LINK_QUEUE_MESSAGES or self._queued_bytes + size > LINK_QUEUE_BYTES:
             raise QueueFull(f"more than {LINK_QUEUE_MESSAGES} messages or {LINK_QUEUE_BYTES} bytes wait on the link")
+        if self.policy != WAIT and self.full and message.kind in _DROPPABLE:
+            if self.policy != DROP_OLDEST:
+                self.dropped += 1
+                raise QueueFull(f"the peer reads too slowly, and the policy of the link is {self.policy}")
+            made_room = self._drop_oldest()
+            self.dropped += len(made_room)
         self._queue.append(Entry(message, data, size))
         self._queued_bytes += size
         self._entered(message, size)
@@ -141,7 +142,7 @@ class Outbox:
             return self._resend(room, now), []
         batch, expired = self._take(room, now)
         if not batch and self._cancels and self._queue:
-            batch = self._take_cancels()
+            batch = self._take_cancels(room)
         if not batch:
             return None, expired
         return self._frame(batch, self._sent - len(batch) + 1, now), expired
@@ -182,18 +183,24 @@ class Outbox:
             self._last_ids.append((self._sent, entry.message.id))
             entry.message.let_go()
 
-    def _take_cancels(self) -> list[Entry]:
+    def _take_cancels(self, room: int) -> list[Entry]:
         """A cancel needs no credit. One whose request waits here as well takes that with it, and neither leaves."""
         cancelled = {entry.message.reply_to for entry in self._queue if entry.message.kind is Kind.CANCEL}
         waiting = {entry.message.id for entry in self._queue}
         queue, self._queue = self._queue, deque()
         batch: list[Entry] = []
+        size = 0
         for entry in queue:
             if entry.message.kind is Kind.CANCEL:
-                self._left(entry)
                 if entry.message.reply_to not in waiting:
+                    size += entry.size
+                    if batch and (size > room or len(batch) >= BATCH_MESSAGES):
+                        self._queue.append(entry)  # for the next frame
+                        continue
+                    self._left(entry)
                     self._number(entry, batch)
                 else:
+                    self._left(entry)
                     entry.message.let_go()
             elif entry.message.id in cancelled:
                 self._left(entry)
@@ -207,8 +214,13 @@ class Outbox:
         first = self._sent - len(self._again) + 1
         batch: list[Entry] = []
         size = 0
-        while self._again and len(batch) < BATCH_MESSAGES and (not batch or size + self._again[0].size <= room):
-            entry = self._again.popleft()
+        while self._again and len(batch) < BATCH_MESSAGES:
+            entry = self._again[0]
+            # A cancel may have left without credit: what needs credit shall not be counted together with it.
+            free = entry.message.kind is Kind.CANCEL
+            if batch and (size + entry.size > room or (free and batch[-1].message.kind is not Kind.CANCEL)):
+                break
+            self._again.popleft()
             size += entry.size
             batch.append(entry)
             self._flight.append(entry)
@@ -285,7 +297,7 @@ class Outbox:
         return [entry.message for entry in queue]
 
     def take_uncertain(self) -> list[str]:
-        """The ids of those that have left, and would be lost if the peer's memory was; the numbers begin anew."""
+        """The ids of those that have left, and would be lost if the peer's memory was; none is sent any more."""
         uncertain = [id for _, id in self._unsettled]
         for entry in (*self._flight, *self._again):
             uncertain.append(entry.message.id)

@@ -48,7 +48,7 @@ from .frames import (
     Welcome,
 )
 from .inbox import Gap, Inbox
-from .limits import CONTEST_SECONDS, CONTROL_FRAMES, NAMES_PER_PEER, Limits
+from .limits import ACK_SECONDS, CONTEST_SECONDS, CONTROL_FRAMES, NAMES_PER_PEER, Limits
 from .message import Kind, Message
 from .outbox import AROUND, WAIT, Outbox, QueueFull
 
@@ -153,7 +153,7 @@ class Backoff:
         self._limits = limits
         self._draw = draw
         self._attempts = 0
-        self._made = -inf
+        self._made = inf
 
     def made(self, now: float) -> None:
         """The link is there."""
@@ -163,6 +163,7 @@ class Backoff:
         """... and gone."""
         if now - self._made >= self._limits.reconnect_max_seconds:
             self._attempts = 0
+        self._made = inf  # an attempt that comes to nothing was never made
 
     def next(self) -> float:
         """The seconds until the next attempt."""
@@ -363,7 +364,8 @@ class Session:
             return [Resumed(peer, False, uncertain, unsent)]
         known = self.peer
         assert known is not None
-        if (peer.exchange, peer.session) != (known.exchange, self._session):
+        ours = (known.exchange, known.epoch, self._session)
+        if not self._session or (peer.exchange, peer.epoch, peer.session) != ours:
             return self._broken("a session is resumed that is none of ours")
         try:
             self.out.resumed(peer.received, peer.received_bytes)
@@ -441,11 +443,11 @@ class Session:
                     counted = seq
                 refusal = self._admit(message, seq)
                 if refusal is None:
-                    message.keeper, message.seq, message._holds = into, seq, 0
+                    message.keeper, message.seq, message._holds = into, into.before + seq, 0
                     taken.append(message)
                     continue
                 message = Refusal(message.id, wire.refused(refusal))
-            into.settle(seq)
+            into.settle(into.before + seq)
             self.reject(seq, message.id, message.error)
         if counted and self.peer is not None and self.peer.credit is not None:
             try:
@@ -536,7 +538,11 @@ class Session:
             return inf if self._forgotten else self._left + limits.resume_seconds
         if self.phase is Phase.OPENING:
             return self._since + limits.handshake_seconds
-        due = [at for at in (self.into.ack_due,) if at is not None]
+        if self.phase is Phase.CLOSED:
+            return inf
+        # What was due at the last tick is said when there is something to write on: no need to hurry.
+        ack = self.into.ack_due
+        due = [] if ack is None else [ack if ack > self._ticked else self._ticked + ACK_SECONDS]
         if self._answers_pings():
             due += [max(self._heard, self._pinged) + limits.heartbeat_seconds, self._silent_at()]
         return min(due, default=inf)

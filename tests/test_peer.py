@@ -32,6 +32,7 @@ from exchange_grpc.frames import (
     Welcome,
 )
 from exchange_grpc.limits import (
+    ACK_SECONDS,
     AWAY_SECONDS,
     CONTEST_SECONDS,
     CREDIT_BYTES,
@@ -45,6 +46,7 @@ from exchange_grpc.limits import (
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin
 from exchange_grpc.peer import (
     FEATURES,
+    Backoff,
     Broken,
     Ended,
     Event,
@@ -1116,3 +1118,86 @@ def test_the_larger_id_lets_the_smaller_one_in() -> None:
     assert event.recovered
     assert two.me.phase is Phase.OPEN
     assert [type(frame) for frame in said(two.me)] == [Welcome]
+
+
+# ------------------------------------------------------------------------------------------------------- time
+
+
+def test_what_cannot_be_written_is_not_due_again_and_again() -> None:
+    """Or whoever waits for the next deadline would never sleep."""
+    two = Two()
+    two.send("a")
+    two.you.receive(next(out(two.me)), NOW)
+    assert two.you.next_deadline() == NOW + ACK_SECONDS
+    two.you.tick(NOW + ACK_SECONDS)
+    assert two.you.next_deadline() == pytest.approx(NOW + 2 * ACK_SECONDS)
+    assert [type(frame) for frame in said(two.you, NOW + ACK_SECONDS)] == [Ack, Credit]
+    two.you.receive(b"\xff" * 9, NOW)
+    assert two.you.phase is Phase.CLOSED
+    assert two.you.next_deadline() == inf
+
+
+def test_a_deadline_that_has_passed_is_not_the_next() -> None:
+    two = Two()
+    while two.me.phase is Phase.OPEN or not two.me._forgotten:
+        due = two.me.next_deadline()
+        assert two.now < due < inf
+        two.now = due
+        two.me.tick(two.now)
+    assert two.me.next_deadline() == inf
+
+
+# ---------------------------------------------------------------------------------------------- dialling again
+
+
+def test_the_first_attempt_is_at_once_and_the_pauses_grow() -> None:
+    backoff = Backoff(Limits(reconnect_min_seconds=0.1, reconnect_max_seconds=1), lambda: 0.5)
+    backoff.made(NOW)
+    backoff.broke(NOW + 60)
+    assert [backoff.next() for _ in range(7)] == pytest.approx([0, 0.05, 0.1, 0.2, 0.4, 0.5, 0.5])
+    for _ in range(5_000):
+        assert 0 < backoff.next() <= 1
+
+
+def test_a_link_that_lasts_begins_anew_with_its_pauses() -> None:
+    backoff = Backoff(Limits(reconnect_max_seconds=1), lambda: 1.0)
+    for lasted, first in ((60, True), (0.999, False), (1, True)):
+        backoff.made(NOW)
+        backoff.broke(NOW + lasted)
+        assert (backoff.next() == 0) is first
+        assert backoff.next() > 0
+
+
+def test_attempts_that_are_refused_do_not_come_without_a_pause() -> None:
+    backoff = Backoff(Limits(), lambda: 1.0)
+    backoff.made(NOW)
+    pauses = []
+    for n in range(5):
+        backoff.broke(NOW + 60 + n)
+        pauses.append(backoff.next())
+    assert pauses == pytest.approx([0, 0.1, 0.2, 0.4, 0.8])
+
+
+# ------------------------------------------------------------------------------------ Welcome to one who is back
+
+
+@pytest.mark.parametrize("changes", [{"session": "other"}, {"epoch": 8}, {"exchange": "far"}, {"received": 9}])
+def test_a_session_that_is_none_of_ours_cannot_go_on(changes: dict[str, Any]) -> None:
+    two = Two()
+    session, token = two.me._session, two.me._token
+    two.break_()
+    two.hello()
+    welcome = two.intro("you", session=session, token=token, recovered=True)
+    (event,) = two.me.receive(wire.encode(Welcome(replace(welcome, **changes))), two.now)
+    assert isinstance(event, Ended)
+    assert event.code is Code.INVALID_ARGUMENT
+
+
+def test_a_session_that_was_forgotten_cannot_go_on() -> None:
+    two = Two()
+    two.break_()
+    two.me.tick(NOW + RESUME_SECONDS)
+    two.hello()
+    (event,) = two.me.receive(wire.encode(Welcome(two.intro("you", recovered=True))), two.now)
+    assert isinstance(event, Ended)
+    assert event.code is Code.INVALID_ARGUMENT
