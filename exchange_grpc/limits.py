@@ -44,7 +44,7 @@ RECONNECT_MAX_SECONDS = 1.0  # ... up to this; each at a random part of it, so t
 RETRY_AFTER_MS = 500  # of a planned stop: whoever starts again is hardly back before
 DRAIN_SECONDS = 2.0  # how long a close waits for what was queued to leave
 STOP_SECONDS = 10.0  # how long a close waits for running handlers
-GRPC_HANDSHAKE_MS = 2_000  # a connection that never speaks HTTP/2 is dropped
+GRPC_HANDSHAKE_MS = 1_000  # a connection that never speaks HTTP/2 is dropped
 
 # How much is kept.
 NAMES_PER_PEER = 10_000  # what one peer may handle, and subscribe to

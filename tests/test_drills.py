@@ -23,7 +23,7 @@ from roles import PEER, Tally, first_answer, limits, linked
 from world import soon, until
 
 from exchange.v1 import frame_pb2
-from exchange_grpc import Exchange, RequestError
+from exchange_grpc import Exchange, LinkError, RequestError
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
 
@@ -441,3 +441,131 @@ async def test_a_thousand_who_come_and_go_leave_nothing(come: Callable[..., Any]
         await until(lambda: not Left().beyond(before), 20)
         found(f"{ROUND:,} who {come.__name__}: {each * 1_000:.1f} ms each, {after.mib - before.mib:+.1f} MiB")
         assert after.mib - before.mib <= FLAT_MIB
+
+
+# --------------------------------------------------------------------------------- strangers who want it all
+
+HUB_WITH_FEW_DESCRIPTORS = """
+import asyncio, json, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+from processes import obey
+from exchange_grpc import Exchange
+
+async def main():
+    async with Exchange("hub") as hub:
+        stats = lambda: hub.request("exchange.stats")
+        await obey({"url": await hub.listen("grpc://127.0.0.1:0")}, stats=stats)
+
+asyncio.run(main())
+"""
+AGAIN_SECONDS = 5.0  # within which others are served again
+RESETS = 100_000
+
+
+class Healthy:
+    """A pair that talks through a hub all the while: the longest that it had to wait for an answer."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.answered = 0
+
+    @asynccontextmanager
+    async def through(self, url: str) -> AsyncIterator[None]:
+        async def echo(msg: Any) -> Any:
+            return msg.value
+
+        async with Exchange("asks") as asks, Exchange("answers", handlers={"echo": echo}) as answers:
+            await answers.connect(url)
+            await asks.connect(url)
+
+            async def talk() -> None:
+                while True:
+                    began = time.monotonic()
+                    assert await asks.request("echo", self.answered, timeout=30) == self.answered
+                    self.longest = max(self.longest, time.monotonic() - began)
+                    self.answered += 1
+                    await asyncio.sleep(0.005)
+
+            talking = asyncio.create_task(talk())
+            try:
+                yield
+                assert not talking.done()
+            finally:
+                talking.cancel()
+                await asyncio.wait({talking})
+
+
+async def test_idle_connections_that_take_all_descriptors_do_not_keep_others_out() -> None:
+    healthy, sockets = Healthy(), []
+    async with child(HUB_WITH_FEW_DESCRIPTORS) as hub:
+        url, address = hub.ready["url"], hub.ready["url"].removeprefix("grpc://").split(":")
+        async with healthy.through(url):
+            try:
+                for _ in range(400):
+                    sockets.append(await asyncio.open_connection(address[0], int(address[1])))
+                began = time.monotonic()
+                while True:  # who comes now is served as well, soon
+                    try:
+                        async with Exchange("newcomer") as newcomer:
+                            await newcomer.connect(url, retry=0)
+                            assert await newcomer.request("echo", 1, timeout=1) == 1
+                        break
+                    except (LinkError, RequestError):
+                        assert time.monotonic() - began < AGAIN_SECONDS
+                served = time.monotonic() - began
+            finally:
+                for _, writer in sockets:
+                    writer.close()
+        found(
+            f"400 idle connections, 200 descriptors: {healthy.answered} answers, {healthy.longest * 1000:.0f} ms"
+            f" at most; a newcomer is served after {served:.1f} s."
+        )
+    assert healthy.longest < AGAIN_SECONDS
+
+
+def http2(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of RFC 9113, section 4.1."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def opened_and_reset(stream: int) -> bytes:
+    """The HEADERS of a call of `Peer`, in HPACK without tables of its own, and a RST_STREAM behind it."""
+    path, kind = PEER.encode(), b"application/grpc"
+    headers = (
+        b"\x83\x86\x04" + bytes([len(path)]) + path + b"\x01\x04host"  # POST, http, path, authority
+        + b"\x0f\x10" + bytes([len(kind)]) + kind + b"\x00\x02te\x08trailers"
+    )  # fmt: skip
+    return http2(1, 4, stream, headers) + http2(3, 0, stream, b"\0\0\0\x08")
+
+
+async def test_a_hundred_thousand_resets_cost_the_others_little() -> None:
+    healthy, sent, connections = Healthy(), 0, 0
+    async with child(HUB_WITH_FEW_DESCRIPTORS) as hub:
+        host, _, port = hub.ready["url"].removeprefix("grpc://").partition(":")
+        async with healthy.through(hub.ready["url"]):
+            while sent < RESETS:
+                _, writer = await asyncio.open_connection(host, int(port))
+                connections += 1
+                writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2(4, 0, 0, b"") + http2(4, 1, 0, b""))
+                try:
+                    for stream in range(1, 2 * 10_000, 2):
+                        writer.write(opened_and_reset(stream))
+                        sent += 1
+                        if stream % 200 == 1:
+                            await writer.drain()
+                            await asyncio.sleep(0)
+                except ConnectionError:
+                    pass  # it has had enough of us
+                finally:
+                    writer.close()
+            began = time.monotonic()
+            answered = healthy.answered
+            await until(lambda: healthy.answered > answered + 20, AGAIN_SECONDS)
+            served = time.monotonic() - began
+            stats = await hub.ask("stats")
+        found(
+            f"{sent} resets over {connections} connections, {stats['resets']} counted: {healthy.answered} answers,"
+            f" {healthy.longest * 1000:.0f} ms at most; 20 more within {served:.2f} s after."
+        )
+    assert healthy.longest < AGAIN_SECONDS
+    assert stats["resets"] > 0
