@@ -27,6 +27,7 @@ class Line:
     def __init__(self, side: "Side", session: Session) -> None:
         self.side, self.session = side, session
         self.read_all = False
+        self.address, self.slowed = "", 0
         self.other: Line | None = None
         self.settled_as: str | None = None
         self.wakes = 0
