@@ -229,6 +229,7 @@ class Exchange:
         self._dispatching: dict[str, _Dispatch] = {}
         self._log: LogEvents | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0  # not every loop has timers that tell
         self._running = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -1034,13 +1035,13 @@ class Exchange:
 
     def _arm(self) -> None:
         due = self._router.next_deadline()
-        if due is None or (self._timer is not None and self._timer.when() <= due):
+        if due is None or (self._timer is not None and self._timer_due <= due):
             return
         if self._loop is None or self._closed:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._tick)
+        self._timer, self._timer_due = self._loop.call_at(due, self._tick), due
 
     def _tick(self) -> None:
         self._timer = None

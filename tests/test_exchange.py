@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import uvloop
 from world import World, soon, until, world_of
 
 from exchange_grpc import (
@@ -1343,3 +1344,14 @@ async def test_logging_is_quiet_where_all_goes_well(world: World, caplog: pytest
 
 def test_cancelled_is_an_error_of_the_tree() -> None:
     assert issubclass(Cancelled, RequestError)
+
+
+def test_any_loop_will_do() -> None:
+    async def main() -> None:
+        async with Exchange("one") as one, Exchange("two", handlers={"echo": lambda msg: msg.value}) as two:
+            await one.connect(await two.listen("grpc://127.0.0.1:0"))
+            for n in range(20):
+                assert await one.request("echo", n, timeout=n / 1_000 + 5) == n
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -209,6 +209,7 @@ class Link:
         self._room = asyncio.Event()
         self._room.set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._rate = Rate(limits.messages_per_second, now())
         session.into.more_is_welcome = self.wake
 
@@ -472,10 +473,10 @@ class Link:
         # A peer that does not read is noticed although its session has nothing to wait for.
         due = min(self.session.next_deadline(), self.now() + self._limits.silence_seconds)
         if self._timer is not None:
-            if self._timer.when() <= due and not self._timer.cancelled():
+            if self._timer_due <= due:
                 return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(due, self._tick)
+        self._timer, self._timer_due = asyncio.get_running_loop().call_at(due, self._tick), due
 
     def _tick(self) -> None:
         self._timer = None
