@@ -152,7 +152,8 @@ class Links(Generic[L, P]):
             raise
         if dropped:
             self._kernel.sig("dropped", (to, dropped, session.out.policy, self._now()))
-        line.wake()
+        if session.out.is_first or session.full:  # what waits behind others leaves with them
+            line.wake()
         if line.read_all:
             self.half_closed(line)
         return line

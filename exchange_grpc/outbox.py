@@ -78,6 +78,11 @@ class Outbox:
         """So much waits that whoever can wait should."""
         return len(self._queue) > LINK_HIGH_WATER or self._queued_bytes > LINK_HIGH_WATER_BYTES
 
+    @property
+    def is_first(self) -> bool:
+        """What was put last waits behind nothing."""
+        return len(self._queue) <= 1
+
     def load(self) -> tuple[int, int]:
         """How many messages wait to leave, and their bytes."""
         return len(self._queue), self._queued_bytes

@@ -51,11 +51,14 @@ from .frames import Answer, Interest, Query, Reject, Target
 from .kernel import Kernel, Sig
 from .ledger import Ledger
 from .limits import HOPS, LOST_NAMES, MESSAGE_SECONDS, OPEN_REQUESTS, QUESTION_SECONDS, SETTLE_SECONDS
-from .message import Context, Kind, Message, Origin, Outcome, Seen, Trace
+from .message import Context, Kind, Message, Origin, Outcome, Seen, Trail
 from .patterns import RESERVED, PatternMap, fits
 from .scatter import NOBODY, Scatter
 
 HERE = None  # the link of what was emitted here
+# Of an enum's members Python 3.11 asks the metaclass; these are asked for each message.
+_SEND, _REQUEST, _REPLY, _FORWARDED = Kind.SEND, Kind.REQUEST, Kind.REPLY, Outcome.FORWARDED
+_ABOUT_OTHERS = (Kind.REPLY, Kind.OUTCOME)
 _TURNS = 4_096  # sets of candidates whose turn is remembered
 
 
@@ -129,7 +132,7 @@ class Open:
     id: str
     name: str
     from_: str
-    trace: Trace
+    trail: Trail
     link: str | None  # where the reply goes
     deadline: float
     out: str | None = None  # who has it: a link, this exchange, or nobody yet
@@ -146,9 +149,9 @@ class Open:
 
     def header(self) -> Message:
         """The request without what it carried."""
-        return Message(
-            self.id, self.name, Kind.REQUEST, self.from_, hop_trace=self.trace, deadline=self.deadline, many=self.many
-        )
+        message = Message(self.id, self.name, Kind.REQUEST, self.from_, deadline=self.deadline, many=self.many)
+        message.trail = self.trail
+        return message
 
 
 class Router:
@@ -239,14 +242,14 @@ class Router:
     def _take_up(self, arrival: Arrival) -> None:
         message, link, now, _ = arrival
         kind = message.kind
-        if kind is Kind.SEND:
+        if kind is _SEND:
             self._dispatch(arrival)
-        elif kind is Kind.REQUEST:
+        elif kind is _REQUEST:
             if message.many and not message.to:
                 self._scatter(arrival)
             elif self._remember(message, link, now):
                 self._dispatch(arrival)
-        elif kind is Kind.REPLY:
+        elif kind is _REPLY:
             self._reply(message, link, now)
         elif kind is Kind.CANCEL:
             self._cancel(message, link, now)
@@ -267,7 +270,7 @@ class Router:
         self._ledger.note(message)
         if visited:
             self._fail(message, link, now, Outcome.LOOP, _loop(self.me, message))
-        elif len(hops) >= HOPS and message.kind not in (Kind.REPLY, Kind.OUTCOME):  # these tell of just that
+        elif len(hops) >= HOPS and message.kind not in _ABOUT_OTHERS:  # these tell of just that
             text = f"it has made {HOPS} hops"
             error = request_error(Code.OUT_OF_RANGE, text, reason="TOO_MANY_HOPS", at=self.me, delivered=False)
             self._fail(message, link, now, Outcome.DENIED, error)
@@ -291,9 +294,7 @@ class Router:
         if len(self._open) >= OPEN_REQUESTS:
             self._fail(message, link, now, Outcome.DROPPED, self._full(f"more than {OPEN_REQUESTS} requests are open"))
             return False
-        entry = Open(
-            message.id, message.name, message.from_, message.hop_trace, link, message.deadline, many=message.many
-        )
+        entry = Open(message.id, message.name, message.from_, message.trail, link, message.deadline, many=message.many)
         self._open[message.id] = entry
         if link is not HERE:
             self.links[link].came.add(message.id)
@@ -354,7 +355,7 @@ class Router:
 
     def _take(self, message: Message, link: str | None, now: float) -> None:
         """Step 1: it is handled here."""
-        entry = self._open.get(message.id) if message.kind is Kind.REQUEST else None
+        entry = self._open.get(message.id) if message.kind is _REQUEST else None
         if entry is not None:
             entry.out = self.me
         try:
@@ -386,15 +387,15 @@ class Router:
             refusal = request_error(Code.INVALID_ARGUMENT, text, reason="INVALID_MESSAGE", at=self.me, delivered=False)
             self._fail(message, link, now, Outcome.DENIED, refusal)
             return
-        self._ledger.record(message.id, now + self._origin.wall, Outcome.FORWARDED, by=to)
-        if message.kind is Kind.REQUEST:
+        self._ledger.record(message.id, now + self._origin.wall, _FORWARDED, by=to)
+        if message.kind is _REQUEST:
             entry = self._open[message.id]
             entry.out = to
             entry.message = message if learned and not entry.again else None
             peer.out.add(message.id)
         elif link is HERE:
             self._sig("dispatched", (message, None))
-        if link is not HERE:
+        if link is not HERE and self.observed:
             self._show(Seen.FORWARDED, message)
 
     def _scatter(self, arrival: Arrival) -> None:
