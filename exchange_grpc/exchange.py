@@ -39,7 +39,7 @@ from .errors import (
     UnknownName,
 )
 from .frames import Answer, Introduction, Query, Reject
-from .handlers import Ending, Handlers, Invocation, current
+from .handlers import Handlers, Invocation, Run, current
 from .kernel import Kernel
 from .ledger import Ledger, Span
 from .limits import MESSAGE_BYTES, MESSAGE_SECONDS, REQUEST_SECONDS, RETRY_AFTER_MS, STOP_SECONDS, Limits
@@ -216,7 +216,9 @@ class Exchange:
         self._origin = Origin(self.id, self.epoch, time.time() - time.monotonic())
         self._ledger = Ledger(self.id)
         self._router = Router(self._origin, self.kernel, self._ledger, balance=balance, draw=random.randrange)
-        self._handlers = Handlers(self.id, self._now, self._offer, self._subscribe, self._reply_more)
+        self._handlers = Handlers(
+            self.id, self._now, self._offer, self._subscribe, self._reply_more, _held, _released
+        )  # fmt: skip
         self._observers = Observers(self._handlers.threads, self._observing)
         self._observing()
         self._relay = relay
@@ -673,31 +675,30 @@ class Exchange:
             await replies.room()
         await asyncio.sleep(0)  # a generator that never waits must let others run
 
-    def _ended(self, invocation: Invocation, ending: Ending) -> None:
+    def _ended(self, run: Run) -> None:
         """A handler has ended: record it, and answer what it left unanswered."""
-        message, now = invocation.message, self._now()
-        error = ending.error
-        if message.kind is Kind.REQUEST and not invocation.answered:
+        message, error = run.message, run.error
+        if message.kind is Kind.REQUEST and not run.answered:
             try:
                 # To many, who returned nothing has said all by now.
-                silent = message.many and error is None and ending.result is None
-                value = None if error else ending.result
-                self._answer(invocation, message.name, value, error, lost=() if silent else None)
+                silent = message.many and error is None and run.result is None
+                value = None if error else run.result
+                self._answer(run, message.name, value, error, lost=() if silent else None)
             except InvalidMessage as problem:
-                log.error("the answer of %s to %s cannot be sent: %s", ending.by, message.id, problem)
+                log.error("the answer of %s to %s cannot be sent: %s", run.by, message.id, problem)
                 text = f"the answer of the handler of {message.name} cannot be said in JSON"
                 error = HandlerFailed(text, reason="ANSWER", at=self.id)
-                self._answer(invocation, message.name, None, error)
-        elif message.kind is Kind.REQUEST and ending.result is not None:
-            self._record(message, now, Outcome.DROPPED, ending, "a second answer: the first had gone")
+                self._answer(run, message.name, None, error)
+        elif message.kind is Kind.REQUEST and run.result is not None:
+            self._record(run, Outcome.DROPPED, "a second answer: the first had gone")
         elif message.kind is Kind.SEND and error is not None:
-            self._signal("failed", Failure(message, invocation.link, ending.outcome, error, now))
-        outcome = Outcome.FAILED if error is not None and ending.error is None else ending.outcome
-        self._record(message, now, outcome, ending, error.message if error is not None else "")
+            self._signal("failed", Failure(message, run.link, run.outcome, error, run.ended))
+        outcome = Outcome.FAILED if error is not None and run.error is None else run.outcome
+        self._record(run, outcome, error.message if error is not None else "")
 
-    def _record(self, message: Message, now: float, outcome: Outcome, ending: Ending, reason: str) -> None:
-        at = now + self._origin.wall
-        self._ledger.record(message.id, at, outcome, by=ending.by, seconds=ending.seconds, reason=reason)
+    def _record(self, run: Run, outcome: Outcome, reason: str) -> None:
+        at, seconds = run.ended + self._origin.wall, run.ended - run.started
+        self._ledger.record(run.message.id, at, outcome, by=run.by, seconds=seconds, reason=reason)
 
     # ------------------------------------------------------------------------------------------------- links
 
@@ -1103,6 +1104,19 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _held(message: Message) -> None:
+    """It waits for its handler: whoever sent it may send the less meanwhile."""
+    message.hold()
+    if message.keeper is not None:
+        message.keeper.retain(len(message.payload))
+
+
+def _released(message: Message) -> None:
+    if message.keeper is not None:
+        message.keeper.release(len(message.payload))
+    message.let_go()
 
 
 def _current_id() -> str | None:

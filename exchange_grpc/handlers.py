@@ -2,12 +2,18 @@
 
 Law: what comes over a wire resolves in this table and nowhere else; the kernel's own signals are not
 in it. `async def` functions run on the loop, plain `def` ones in a bounded pool of threads with the
-context copied. Each function runs at most `HANDLER_CONCURRENCY` times at once; what comes then waits
-in order of arrival, at most `HANDLER_QUEUE` of it.
+context copied. Each function starts in order of arrival and runs at most `HANDLER_CONCURRENCY` times
+at once; at most `HANDLER_QUEUE` more messages wait for it.
 
-While a function runs, `current` holds its *invocation*: the message, what stands behind whatever it
-emits, and whether it may still answer. Child tasks and threads inherit it; once the function has
-ended they keep the cause, not the right to answer.
+A message costs no task of its own. A *worker* is a task that runs one function for one waiting message
+after another, without a switch as long as none of the runs suspends. Where one does, and others wait,
+the loop goes on with two more workers: so a burst whose runs all suspend has begun after a few turns.
+What finds nothing to do ends: nothing idles, so nothing is left over. A worker that was cancelled takes
+nothing more either, so that what was meant for one run never hits the next.
+
+Each run has a context of its own, a copy of that of whoever delivered the message. In it `current` holds
+the *invocation*: the message, what stands behind whatever is emitted, and whether it may still be answered.
+Child tasks and threads inherit it; once the function has ended they keep the cause, not the right to answer.
 """
 
 import asyncio
@@ -15,15 +21,16 @@ import contextvars
 import functools
 import inspect
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
+import types
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .errors import Code, HandlerFailed, InvalidMessage, Refused, RequestError
-from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS
+from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS, HANDLER_TURN_SECONDS
 from .message import Context, Kind, Message, Outcome
 from .patterns import LOCAL_EVENTS, RESERVED, PatternMap, check_name, check_pattern
 from .peer import QueueFull
@@ -36,15 +43,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Invocation:
-    """One run of a function for one message."""
+    """What is done because of one message, by one function."""
 
     message: Message
     link: str | None  # the peer it came from; None if it was emitted here
     answered: bool = False  # the first answer wins
     by: str = ""  # the function
-    running: bool = True
-    withdrawn: bool = False
-    task: "asyncio.Task[None] | None" = None
+    running: bool = True  # it has not ended
     _context: Context | None = None
 
     @property
@@ -72,26 +77,42 @@ class Registered:
     on_loop: bool
     generates: bool  # an async generator: each value that it yields is a reply
     most: int  # at once
+    released: Callable[[Message], None] = lambda message: None  # hears when a message waits for it no more
     running: int = 0
-    waiting: deque[tuple[Invocation, tuple[Any, ...], "Done"]] = field(default_factory=deque)
+    waiting: "OrderedDict[Run, contextvars.Context]" = field(default_factory=OrderedDict)
+    ready: int = 0  # workers that will look at what waits as soon as the loop gets to them
     missed: int = 0
     calls: int = 0
     failed: int = 0
     seconds: float = 0.0
 
 
-@dataclass(slots=True, frozen=True)
-class Ending:
-    """How a run ended."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Run(Invocation):
+    """An invocation of a registered function, from its arrival to its end, and how it ended."""
 
-    outcome: Outcome
-    by: str
-    seconds: float
+    function: Registered
+    arguments: tuple[Any, ...] = ()
+    done: "Done" = lambda run: None  # who only listens answers to nobody
+    task: "asyncio.Task[None] | None" = None  # the worker; None while it waits for its turn
+    over: "asyncio.Future[None] | None" = None  # for those who wait for its end
+    started: float = 0.0
+    ended: float = 0.0
+    outcome: Outcome = Outcome.HANDLED
     result: Any = None
     error: RequestError | None = None
 
 
-Done = Callable[[Invocation, Ending], None]
+Done = Callable[[Run], None]
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A task that runs a function for one message after another."""
+
+    function: Registered
+    ready: bool = True  # it counts among those of its function
+    run: Run | None = None  # the last one it began
 
 
 def register(function: Function, arguments: int, most: int | None = None) -> Registered:
@@ -133,18 +154,27 @@ class Handlers:
         offer: Callable[[str, bool], None],
         subscribe: Callable[[str, bool], None],
         reply: Callable[[Invocation, Any], Awaitable[None]],
+        held: Callable[[Message], None] = lambda message: None,
+        released: Callable[[Message], None] = lambda message: None,
     ) -> None:
-        """`reply(invocation, value)` sends one of many replies, and returns when there is room for more."""
+        """`reply(invocation, value)` sends one of many replies, and returns when there is room for more.
+
+        `held(message)` is told of each message that has a handler when it comes, `released(message)` once
+        after that: when the handler starts, or when it is settled that it never will.
+        """
         self._exchange = exchange
         self._now = now
         self._offer = offer
         self._reply = reply
+        self._held = held
+        self._released = released
         self._handlers: dict[str, Registered] = {}
         self._listeners: dict[str, list[tuple[str | None, Registered]]] = {}  # name -> (only this peer, function)
         self._subscribers: PatternMap[Registered] = PatternMap(subscribe)
-        self._requests: dict[str, Invocation] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._requests: dict[str, Run] = {}
+        self._tasks: dict[asyncio.Task[None], Worker] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
 
     # ------------------------------------------------------------------------------------------- registering
 
@@ -158,6 +188,7 @@ class Handlers:
         if name in self._handlers:
             raise ValueError(f"{name!r} has a handler already: {self._handlers[name].label}")
         registered = self._handlers[name] = register(function, 3, most)
+        registered.released = self._released
         if system:
             registered.label = name
         self._claim(name)
@@ -199,109 +230,163 @@ class Handlers:
     # --------------------------------------------------------------------------------------------- delivering
 
     def deliver(self, message: Message, link: str | None, arguments: tuple[Any, ...], done: Done) -> bool:
-        """Start what is registered for `message`; False if nothing is. `done` hears how the handler ended.
+        """Let what is registered for `message` run soon; False if nothing is. `done` hears how the handler ended.
 
         Raises QueueFull if the handler's queue is.
         """
+        beside: Iterable[Registered] = ()
+        handler = None
         if message.kind is Kind.PUBLISH:
-            beside: Iterable[Registered] = self._subscribers.match(message.name)
-            handler = None
+            beside = self._subscribers.match(message.name)
         elif message.name in LOCAL_EVENTS:  # an event of this exchange is not for others to make
             return False
         else:
-            beside = [f for peer, f in self._listeners.get(message.name, ()) if peer is None or peer == link]
             handler = self._handlers.get(message.name)
-        if handler is None and not beside:  # perhaps a listener to another peer claims the name
-            return False
-        invocation = Invocation(message, link)
+            if entries := self._listeners.get(message.name):
+                beside = [function for peer, function in entries if peer is None or peer == link]
         if handler is not None:
+            run = Run(message, link, by=handler.label, function=handler, arguments=arguments, done=done)
             if message.kind is Kind.REQUEST:
-                self._requests[message.id] = invocation
-            self._start(handler, invocation, arguments, done)
+                self._requests[message.id] = run
+            self._held(message)
+            self._queue(run)
+        elif not beside:  # perhaps a listener to another peer claims the name
+            return False
         for listener in beside:
-            self._beside(listener, Invocation(message, link, answered=True), arguments)
+            self._beside(listener, message, link, arguments)
         if handler is None:
-            done(invocation, Ending(Outcome.HANDLED, "listeners", 0.0))
+            now = self._now()
+            done(Run(message, link, by="listeners", function=_NOBODY, started=now, ended=now))
         return True
 
     def signalled(self, event: Message, arguments: tuple[Any, ...]) -> None:
         """Run the listeners of an event of this exchange itself, such as `message.unhandled`."""
         for _, listener in self._listeners.get(event.name, ()):
-            self._beside(listener, Invocation(event, None, answered=True), arguments)
+            self._beside(listener, event, None, arguments)
 
     def withdraw(self, request: str) -> None:
-        """Cancel the handler of a request: it sees CancelledError where it awaits."""
-        invocation = self._requests.get(request)
-        if invocation is not None:
-            invocation.withdrawn = invocation.answered = True
-            if invocation.task is not None:
-                # Soon, not now: a task that is cancelled before its first step never gets to clean up.
-                asyncio.get_running_loop().call_soon(invocation.task.cancel)
-            else:  # it waits for its turn, which it will not get
-                del self._requests[request]
-
-    def _beside(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...]) -> None:
-        try:
-            self._start(function, invocation, arguments, _nothing)
-        except QueueFull:
-            missed(function)
-
-    def _start(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
-        if function.running < function.most:
-            self._run(function, invocation, arguments, done)
-        elif len(function.waiting) < HANDLER_QUEUE:
-            function.waiting.append((invocation, arguments, done))
+        """Cancel the handler of a request: it sees CancelledError where it awaits. One that waits never starts."""
+        run = self._requests.pop(request, None)
+        if run is None:
+            return
+        run.answered = True
+        if run.task is not None:
+            run.task.cancel()
         else:
-            self._forget(invocation)
-            raise QueueFull(f"more than {HANDLER_QUEUE} messages wait for {function.label}")
+            del run.function.waiting[run]
+            self._forget(run)
 
-    def _run(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
+    def _beside(self, function: Registered, message: Message, link: str | None, arguments: tuple[Any, ...]) -> None:
+        run = Run(message, link, answered=True, by=function.label, function=function, arguments=arguments)
+        try:
+            self._queue(run)
+        except QueueFull:
+            if not self._closed:
+                missed(function)
+
+    def _queue(self, run: Run) -> None:
+        function = run.function
+        if self._closed or function.running + len(function.waiting) >= function.most + HANDLER_QUEUE:
+            self._forget(run)
+            why = "is closed" if self._closed else f"has more than {HANDLER_QUEUE} messages that wait for it"
+            raise QueueFull(f"{function.label} {why}")
+        function.waiting[run] = contextvars.copy_context()
+        if not function.ready:
+            self._wake(function)
+
+    def _forget(self, run: Run) -> None:
+        """It will never start."""
+        self._over(run)
+        run.function.released(run.message)
+
+    def _over(self, run: Run) -> None:
+        run.running = False
+        if self._requests.get(run.message.id) is run:  # and no listener of the same message
+            del self._requests[run.message.id]
+        if run.over is not None:
+            run.over.set_result(None)
+
+    # ----------------------------------------------------------------------------------------------- working
+
+    def _wake(self, function: Registered, count: int = 1) -> None:
+        """Let so many more workers come, as far as there is something to do for them."""
+        wanted = min(len(function.waiting), function.most - function.running) - function.ready
+        for _ in range(min(wanted, count)):
+            worker = Worker(function)
+            function.ready += 1
+            task = asyncio.get_running_loop().create_task(self._work(worker))
+            self._tasks[task] = worker
+            task.add_done_callback(self._gone)
+
+    async def _work(self, worker: Worker) -> None:
+        function, task, since = worker.function, asyncio.current_task(), self._now()
+        assert task is not None
+        # Cancelled, it ends: in Python 3.11 no `uncancel` calls back what is still to be thrown at the next await.
+        while function.waiting and function.running < function.most and not task.cancelling():
+            run, context = function.waiting.popitem(last=False)
+            worker.run, run.task = run, task
+            function.released(run.message)
+            steps = self._call(run)
+            try:
+                awaited = context.run(steps.send, None)
+            except StopIteration:  # it has ended, and never suspended
+                pass
+            else:
+                self._rest(worker, 2)  # twice as many in each turn of the loop; one by one, a burst would take long
+                await _remaining(steps, context, awaited)
+                worker.ready = True
+                function.ready += 1
+                since = run.ended
+            if run.ended - since > HANDLER_TURN_SECONDS:
+                await asyncio.sleep(0)
+                since = self._now()
+        self._rest(worker)
+
+    def _rest(self, worker: Worker, wake: int = 1) -> None:
+        """It will not look at what waits, not soon at least: let so many others do so, if there is something."""
+        function = worker.function
+        if worker.ready:
+            worker.ready = False
+            function.ready -= 1
+        if function.waiting:
+            self._wake(function, wake)
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        """However it ended, be it before its first step: others do what waits."""
+        self._rest(self._tasks.pop(task))
+
+    async def _call(self, run: Run) -> None:
+        current.set(run)
+        function, message = run.function, run.message
         function.running += 1
         function.calls += 1
-        invocation.by = function.label
-        task = asyncio.get_running_loop().create_task(self._call(function, invocation, arguments, done))
-        invocation.task = task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _call(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...], done: Done) -> None:
-        current.set(invocation)
-        message, started = invocation.message, self._now()
-        outcome, result = Outcome.HANDLED, None
-        error: RequestError | None = None
+        run.started = self._now()
         try:
             _read(message)
-            result = await self._result(function, invocation, arguments[: function.arity])
+            arguments = run.arguments[: function.arity]
+            run.result = await (function.call(*arguments) if function.on_loop else self._result(run, arguments))
         except asyncio.CancelledError:
-            outcome, error = Outcome.CANCELLED, HandlerFailed("the handler was stopped", at=self._exchange)
+            run.outcome, run.error = Outcome.CANCELLED, HandlerFailed("the handler was stopped", at=self._exchange)
         except Refused as problem:  # raised on purpose, to be told
             problem.at = self._exchange
-            outcome, error = Outcome.FAILED if problem.code is Code.INTERNAL else Outcome.DENIED, problem
+            run.outcome = Outcome.FAILED if problem.code is Code.INTERNAL else Outcome.DENIED
+            run.error = problem
         except (Exception, SystemExit) as problem:
             log.error("%s failed at %s %s", function.label, message.name, message.id, exc_info=problem)
-            outcome = Outcome.FAILED
-            error = HandlerFailed(f"the handler of {message.name} failed", at=self._exchange)
+            run.outcome = Outcome.FAILED
+            run.error = HandlerFailed(f"the handler of {message.name} failed", at=self._exchange)
         finally:
-            invocation.running = False
-            self._forget(invocation)
+            run.ended = self._now()
             function.running -= 1
-            function.failed += outcome is Outcome.FAILED
-            function.seconds += self._now() - started
-            while function.waiting and function.running < function.most:
-                waiting = function.waiting.popleft()
-                if not waiting[0].withdrawn:
-                    self._run(function, *waiting)
-        done(invocation, Ending(outcome, function.label, self._now() - started, result, error))
+            function.failed += run.outcome is Outcome.FAILED
+            function.seconds += run.ended - run.started
+            self._over(run)
+        run.done(run)
 
-    def _forget(self, invocation: Invocation) -> None:
-        if self._requests.get(invocation.message.id) is invocation:  # and no listener of the same message
-            del self._requests[invocation.message.id]
-
-    async def _result(self, function: Registered, invocation: Invocation, arguments: tuple[Any, ...]) -> Any:
-        if function.on_loop:
-            return await function.call(*arguments)
+    async def _result(self, run: Run, arguments: tuple[Any, ...]) -> Any:
+        function = run.function
         if function.generates:
-            return await self._generated(function.call(*arguments), invocation)
+            return await self._generated(function.call(*arguments), run)
         call = functools.partial(contextvars.copy_context().run, function.call, *arguments)
         result = await asyncio.get_running_loop().run_in_executor(self.threads(), call)
         return await result if inspect.isawaitable(result) else result
@@ -357,13 +442,20 @@ class Handlers:
     # ------------------------------------------------------------------------------------------------ ending
 
     async def wait(self, seconds: float) -> None:
-        """Let what runs end, within `seconds`; then cancel it."""
-        if tasks := self._others():
-            await asyncio.wait(tasks, timeout=seconds)
+        """Let what runs and what waits now end, within `seconds`; then cancel what runs."""
+        workers = self._others().values()
+        busy = [worker.run for worker in workers if worker.run is not None and worker.run.running]
+        waiting = [run for function in self._functions() for run in function.waiting]
+        if ends := [_end(run) for run in (*busy, *waiting)]:
+            await asyncio.wait(ends, timeout=seconds)
         await self._cancel()
 
     async def close(self) -> None:
         """Cancel what runs, and start nothing any more."""
+        self._closed = True
+        for function in self._functions():
+            while function.waiting:
+                self._forget(function.waiting.popitem()[0])
         await self._cancel()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -376,8 +468,13 @@ class Handlers:
             if stuck:
                 log.error("%d handlers go on although they were cancelled", len(stuck))
 
-    def _others(self) -> set[asyncio.Task[None]]:
-        return self._tasks - {asyncio.current_task()}  # a handler may close the exchange it runs in
+    def _others(self) -> dict[asyncio.Task[None], Worker]:
+        own = asyncio.current_task()  # a handler may close the exchange it runs in
+        return {task: worker for task, worker in self._tasks.items() if task is not own}
+
+    def _functions(self) -> set[Registered]:
+        """Those for which anything waits, taken away or not, and others: what waits has a worker."""
+        return {worker.function for worker in self._tasks.values()}
 
 
 def missed(function: Registered, *, quietly: bool = False) -> None:
@@ -408,5 +505,28 @@ def _read(message: Message) -> None:
         raise Refused(error.message, code=error.code, reason=error.reason) from None
 
 
-def _nothing(invocation: Invocation, ending: Ending) -> None:
-    """Listeners and observers answer to nobody."""
+def _end(run: Run) -> "asyncio.Future[None]":
+    if run.over is None:
+        run.over = asyncio.get_running_loop().create_future()
+    return run.over
+
+
+@types.coroutine
+def _remaining(
+    steps: Coroutine[Any, Any, None], context: contextvars.Context, awaited: Any
+) -> Generator[Any, Any, None]:
+    """Await what is left of a coroutine whose steps have a context of their own; it has `awaited` something."""
+    step: Callable[[Any], Any]
+    while True:
+        try:
+            given = yield awaited
+            step = steps.send
+        except BaseException as error:
+            given, step = error, steps.throw
+        try:  # outside of the `except`: what is raised now would be said to be because of the error
+            awaited = context.run(step, given)
+        except StopIteration:
+            return
+
+
+_NOBODY = register(lambda: None, 0)  # in the place of a handler where all only listen

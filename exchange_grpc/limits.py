@@ -96,6 +96,7 @@ CONTROL_FRAMES = 16_384  # questions, answers and changes of interest that wait 
 # How much runs here.
 HANDLER_CONCURRENCY = 1_024  # one async handler, running at once
 HANDLER_QUEUE = 65_536  # one handler, waiting to run
+HANDLER_TURN_SECONDS = 0.01  # handlers that never wait run one after another for so long: answers leave together
 HANDLER_THREADS = 32  # plain `def` handlers of one exchange, running at once
 
 HOPS_OF_A_QUESTION = HOPS  # a message could not go further anyway

@@ -35,6 +35,7 @@ from exchange_grpc import (
     Unavailable,
     Unhandled,
 )
+from exchange_grpc.limits import Limits
 from exchange_grpc.version import AGENT
 
 
@@ -1355,3 +1356,44 @@ def test_any_loop_will_do() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_sender_waits_while_handlers_are_slow_and_the_others_do_not(
+    away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credit, end to end: no more waits at the handler than its exchange takes, and nothing is lost."""
+    monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)
+    limits = Limits(credit_messages=100)
+    async with Exchange("hub", limits=limits) as hub, Exchange("slow", limits=limits) as slow, Exchange("fast") as fast:
+        gate, taken = asyncio.Event(), []
+
+        async def take(msg: Any) -> None:
+            await gate.wait()
+            taken.append(msg.value)
+
+        slow._handlers.handle("take", take, most=1)
+        fast.handle("echo", lambda msg: msg.value)
+        url = await hub.listen("grpc://127.0.0.1:0")
+        for exchange in (slow, fast):
+            await exchange.connect(url)
+        sender, asker = Exchange("sender"), Exchange("asker")
+        async with sender, asker:
+            peer = await sender.connect(url)
+            await asker.connect(url)
+
+            async def send() -> None:
+                for n in range(5_000):
+                    await sender.send("take", n)
+
+            sending = asyncio.create_task(send())
+            _, waiting = await asyncio.wait({sending}, timeout=0.5)
+            assert waiting, "5,000 messages wait somewhere"
+            assert slow._handlers.load()[1] <= 101
+            assert await asker.request("echo", 7, timeout=5) == 7
+            if away:
+                sender._links.by_peer[peer.id].connection.drop("it is cut")  # type: ignore[union-attr]
+            gate.set()
+            await soon(sending)
+            await until(lambda: len(taken) == 5_000, 20)
+            assert taken == list(range(5_000))
