@@ -288,8 +288,8 @@ class Handlers:
         function = run.function
         if self._closed or function.running + len(function.waiting) >= function.most + HANDLER_QUEUE:
             self._forget(run)
-            why = "is closed" if self._closed else f"has more than {HANDLER_QUEUE} messages that wait for it"
-            raise QueueFull(f"{function.label} {why}")
+            full = f"more than {HANDLER_QUEUE} messages wait for {function.label}"
+            raise QueueFull(f"{self._exchange} is closed" if self._closed else full)
         function.waiting[run] = contextvars.copy_context()
         if not function.ready:
             self._wake(function)

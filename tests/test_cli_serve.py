@@ -75,15 +75,15 @@ def test_a_stop_is_graceful(number: signal.Signals) -> None:
             response_deserializer=service_pb2.RequestResponse.FromString,
         )
         ask = service_pb2.RequestRequest()
-        ask.message.name, ask.message.json = "demo.wait", b'{"seconds": 2}'
-        command = [COMMAND, "request", "demo.wait", '{"seconds": 2}', "--url", url]
+        ask.message.name, ask.message.json = "demo.wait", b'{"seconds": 4}'
+        command = [COMMAND, "request", "demo.wait", '{"seconds": 4}', "--url", url]
         asking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         answer = door.future(ask)
         while json.loads(run(url, "stats").out)["handlers"]["running"] < 3:  # both, and what asks this
             pass
         server.send_signal(number)
-        assert asking.communicate(timeout=PATIENCE)[0] == "2.0\n"
-        assert answer.result(timeout=PATIENCE).message.json == b"2.0"
+        assert asking.communicate(timeout=PATIENCE)[0] == "4.0\n"
+        assert answer.result(timeout=PATIENCE).message.json == b"4.0"
         channel.close()
         out, err = server.communicate(timeout=PATIENCE)
         assert (server.returncode, out) == (0, "")
@@ -130,6 +130,9 @@ log_level = "debug"
 exports = ["total", "target"]
 accepts = ["target"]
 
+[limits]
+silence_seconds = 20
+
 [state]
 total = 17_171_717
 target = { amount = 100 }
@@ -140,6 +143,7 @@ def test_settings_come_from_file_variable_and_flag_in_rising_order(tmp_path: Pat
     file = tmp_path / "hub.toml"
     file.write_text(TOML)
     env = {"EXCHANGE_ID": "from-env", "EXCHANGE_BALANCE": "random", "EXCHANGE_DEMO": "1"}
+    env["EXCHANGE_WHEN_FULL"] = "drop_oldest"
     with serving("--config", str(file), "--balance", "least_pending", "--no-demo", **env) as (server, url, ready):
         got = run(url, "state", "get", "total", "target")
         server.terminate()
@@ -152,11 +156,13 @@ def test_settings_come_from_file_variable_and_flag_in_rising_order(tmp_path: Pat
         "demo": "false (--no-demo)",
         "relay": f"false ({file})",
         "balance": "least_pending (--balance)",
+        "when_full": "drop_oldest (EXCHANGE_WHEN_FULL)",
         "connect": "none (default)",
         "log_level": f"debug ({file})",
         "log_format": "auto (default)",
         "exports": f"total, target ({file})",
         "accepts": f"target ({file})",
+        "limits": f"silence_seconds = 20 ({file})",
         "state": f"total, target ({file})",
     }
     assert "17171717" not in err  # values of the state are nobody's business
@@ -184,6 +190,9 @@ def test_the_state_of_the_demo_and_of_the_file_are_there_together(tmp_path: Path
         ('log_level = "loud"', "FILE: log_level: it is one of debug, info, warning, error"),
         ('exports = ["x"]', "FILE: exports: .*x"),
         ('demo = true\naccepts = ["total", "mean"]', "FILE: accepts: .*mean"),
+        ('when_full = "shout"', "FILE: when_full: when_full is one of wait, drop_oldest"),
+        ("[limits]\nsilence = 3", "FILE: limits: it is a table of limits, which are handshake_seconds"),
+        ("[limits]\nsilence_seconds = 3", "FILE: limits: silence_seconds is at least two heartbeats"),
         ("state = 1", "FILE: state: it is a table"),
         ("[state]\nwhen = 1979-05-27", "FILE: state: it is a table .* JSON"),
         ("[state]\nmuch = inf", "FILE: state: it is a table .* JSON"),

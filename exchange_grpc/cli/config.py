@@ -6,6 +6,9 @@
     exports = ["total", "target"]
     accepts = ["target"]
 
+    [limits]
+    silence_seconds = 5
+
     [state]
     total = 0
     target = 100
@@ -17,12 +20,13 @@ state are never shown.
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import Exchange, ExchangeError
+from ..limits import Limits
 from . import demo
 from .console import DEFAULT, USAGE, fail
 from .logs import FORMATS, LEVELS
@@ -39,11 +43,13 @@ class Config:
     demo: bool = False
     relay: bool = True
     balance: str = "round_robin"
+    when_full: str = "wait"
     connect: list[str] = field(default_factory=list)
     log_level: str = "info"
     log_format: str = "auto"
     exports: list[str] = field(default_factory=list)
     accepts: list[str] = field(default_factory=list)
+    limits: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -52,6 +58,8 @@ class Config:
         for key in _TYPES:
             chosen = getattr(self, key)
             text = ", ".join(chosen) if isinstance(chosen, list | dict) else str(chosen)  # of the state the names only
+            if key == "limits":
+                text = ", ".join(f"{name} = {value}" for name, value in chosen.items())
             text = text.lower() if isinstance(chosen, bool) else text
             shown = "made up" if chosen is None else text or "none"
             yield f"{key}: {shown} ({self.sources.get(key, 'default')})"
@@ -74,6 +82,12 @@ def _one_of(*words: str) -> Callable[[Any], str | None]:
     return lambda value: None if value in words else f"one of {', '.join(words)}"
 
 
+def _limits(value: Any) -> str | None:
+    known = [limit.name for limit in fields(Limits)]
+    good = isinstance(value, dict) and all(name in known for name in value)
+    return None if good else f"a table of limits, which are {', '.join(known)}"
+
+
 def _state(value: Any) -> str | None:
     try:
         json.dumps(value, allow_nan=False)  # a date of TOML is nothing that JSON can say
@@ -89,11 +103,13 @@ _TYPES: dict[str, Callable[[Any], str | None]] = {
     "demo": _flag,
     "relay": _flag,
     "balance": _text,
+    "when_full": _text,
     "connect": _texts,
     "log_level": _one_of(*LEVELS),
     "log_format": _one_of(*FORMATS),
     "exports": _texts,
     "accepts": _texts,
+    "limits": _limits,
     "state": _state,
 }
 
@@ -144,6 +160,8 @@ def _try(config: Config) -> None:
     trials: dict[str, Callable[[], Exchange]] = {
         "id": lambda: Exchange(config.id),
         "balance": lambda: Exchange(balance=config.balance),
+        "when_full": lambda: Exchange(when_full=config.when_full),
+        "limits": lambda: Exchange(limits=Limits(**config.limits)),
         "state": lambda: Exchange(state=config.state),
         "exports": lambda: Exchange(state=config.state, exports=config.exports),
         "accepts": lambda: Exchange(state=config.state, accepts=config.accepts),

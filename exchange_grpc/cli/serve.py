@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .. import AddressError, Exchange, LinkError, Peer
+from ..limits import Limits
 from . import demo as demos
 from . import logs
 from .config import Config, blame, load
@@ -47,6 +48,12 @@ STOP_SECONDS = 20.0  # an exchange needs at most 10 s for its handlers, and a fe
     metavar="POLICY",
     help="Who gets what several handle: round_robin, least_pending, random or sticky:HEADER.",
 )
+@click.option(
+    "--when-full",
+    envvar="EXCHANGE_WHEN_FULL",
+    metavar="POLICY",
+    help="What comes for a peer that reads too slowly: wait, drop_oldest, drop_newest or disconnect.",
+)
 @logs.options
 @click.pass_context
 def serve(context: click.Context, /, path: str | None, **_: Any) -> None:
@@ -62,11 +69,13 @@ def serve(context: click.Context, /, path: str | None, **_: Any) -> None:
     is told to stop, it lets running handlers end first.
 
     \b
-    FILE has the long names of the options as keys, and the state:
+    FILE has the long names of the options as keys, limits, and the state:
       id = "hub"
       connect = ["grpc://127.0.0.1:50051"]
       exports = ["total", "goal"]     what peers may read and watch
       accepts = ["goal"]              what they may set
+      [limits]                        see docs/limits.md
+      silence_seconds = 5
       [state]
       total = 0
       goal = 100
@@ -106,6 +115,8 @@ async def _serve(config: Config) -> None:
             accepts=config.accepts,
             relay=config.relay,
             balance=config.balance,
+            when_full=config.when_full,
+            limits=Limits(**config.limits),
         )
         async with AsyncExitStack() as ending:
             ending.push_async_callback(_close, app)
