@@ -76,16 +76,16 @@ class Once:
     """A bounded memory of ids: each is new once, for `SEEN_SECONDS` or until `SEEN_IDS` newer ones came."""
 
     def __init__(self) -> None:
-        self._until: OrderedDict[str, float] = OrderedDict()
+        self._until: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
-    def first(self, id: str, now: float) -> bool:
-        """Whether `id` is new; it is remembered."""
-        if id in self._until:
-            return False
+    def first(self, id: str, now: float, link: str = "") -> bool:
+        """Whether `id` is new, or comes once more by the link by which it came first; it is remembered."""
         until = self._until
-        while until and (len(until) >= SEEN_IDS or next(iter(until.values())) <= now):
+        if id in until:
+            return bool(link) and until[id][1] == link
+        while until and (len(until) >= SEEN_IDS or next(iter(until.values()))[0] <= now):
             until.popitem(last=False)
-        until[id] = now + SEEN_SECONDS
+        until[id] = now + SEEN_SECONDS, link
         return True
 
 
@@ -302,8 +302,13 @@ class Discovery:
     def query(self, link: str, query: Query, now: float, *, from_relay: bool) -> None:
         """A peer asks."""
         target, say = query.target, self._home.say
-        if from_relay and not self._seen.first(query.id, now):
+        if from_relay and not self._seen.first(query.id, now, link):
             say(link, Answer(query.id, target, Found.NO))
+            return
+        if query.id in self._questions:  # asked again, after a break: it is under way
+            askers = self._questions[query.id].askers
+            if (link, query.id) not in askers:
+                askers.append((link, query.id))
             return
         if self._told_yes(target, link, query.id):
             return
@@ -341,7 +346,7 @@ class Discovery:
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
         due = self._deadlines.next()
-        return due if not self._resting else min(self._resting[0][0], due or inf)
+        return due if not self._resting else min(self._resting[0][0], inf if due is None else due)
 
     def tick(self, now: float) -> None:
         """Tell the time: who has not answered will not."""

@@ -308,12 +308,15 @@ class Session:
 
     def lost(self) -> tuple[list[str], list[Message]]:
         """The session is over: the ids of what is uncertain, and what never left. Nothing more is taken."""
+        return self._forget(), self.out.take_unsent()
+
+    def _forget(self) -> list[str]:
         self._session, self._token, self._former_token = "", b"", b""
         self._gap_at = 0
         self._rejects.clear()
         self._parting = self.phase is Phase.CLOSING  # if its Goodbye has not left yet
         self.out.keeps = False
-        return self.out.take_uncertain(), self.out.take_unsent()
+        return self.out.take_uncertain()
 
     def _present(self, peer: Introduction, me: Introduction, now: float, *, recovered: bool) -> None:
         """Welcome the peer, whom we know, on a new connection."""
@@ -602,8 +605,7 @@ class Session:
             events += self._give_up_waiting()
         if not self._forgotten and now >= self._left + self._limits.resume_seconds:
             self._forgotten = True
-            uncertain, _ = self.lost()
-            events.append(Forgotten(uncertain))
+            events.append(Forgotten(self._forget()))
         return events
 
     def _give_up_waiting(self) -> list[Event]:

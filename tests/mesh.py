@@ -19,15 +19,17 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from exchange_grpc import wire
 from exchange_grpc.errors import HandlerFailed, RequestError
 from exchange_grpc.frames import Answer, Interest, Introduction, Query
 from exchange_grpc.kernel import Kernel
 from exchange_grpc.ledger import Ledger
 from exchange_grpc.message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
-from exchange_grpc.peer import Ended, Opened, QueueFull, Received, Rejected, Session
+from exchange_grpc.peer import FEATURES, Ended, Opened, QueueFull, Received, Rejected, Resumed, Session
 from exchange_grpc.routing import HERE, Arrival, Failure, Lost, Neighbour, Rejection, Router
 
 Handler = Callable[[Message], Any]
@@ -303,6 +305,7 @@ class Node:
         return Introduction(
             self.id,
             1,
+            features=FEATURES,
             relay=self.router.relay,
             revision=self._revision,
             handles=tuple(sorted(self.router.offers)),
@@ -317,6 +320,8 @@ class Node:
                 self.kernel.sig("arrived", (peer.exchange, event.messages, now))
             elif isinstance(event, Opened):
                 self._opened(end, event.peer)
+            elif isinstance(event, Resumed):
+                self._present(event.peer)
             elif isinstance(event, Interest):
                 self.kernel.sig("peer.interest", (peer.exchange, event, now))
             elif isinstance(event, Query):
@@ -335,6 +340,9 @@ class Node:
         if end is self.mesh.accepting.get(frozenset((self.id, peer.exchange))):
             end.session.welcome(self.introduction())
         self.ends[peer.exchange] = end
+        self._present(peer)
+
+    def _present(self, peer: Introduction) -> None:
         self.kernel.sig(
             "peer.connect", Neighbour(peer.exchange, peer.relay, peer.handles, peer.subscribes, self.mesh.now)
         )
@@ -397,7 +405,7 @@ class Mesh:
         self.accepting: dict[frozenset[str], End] = {}
         self.log: list[tuple[str, str, Any]] = []  # every event that was delivered: from, to, event
         self.broken: list[tuple[str, str, Any, Exception]] = []  # delayed handlers of the core that raised
-        self._frames = 0
+        self._frames = self._drawn = 0
         self._writing = False
 
     def __getitem__(self, id: str) -> Node:
@@ -429,7 +437,7 @@ class Mesh:
 
     def link(self, a: str, b: str, *, settle: bool = True) -> None:
         """`a` dials `b`. The handshake is over at once, unless it shall take its time."""
-        kind = Session if self.framed else Plain
+        kind = partial(Session, draw=self._draw) if self.framed else Plain
         ends = [
             End(self[id], kind(self[id].introduction(), dialled=dialled, now=self.now))
             for id, dialled in ((a, True), (b, False))
@@ -440,6 +448,10 @@ class Mesh:
         self.write()
         if settle:
             self.settle()
+
+    def _draw(self, size: int) -> bytes:
+        self._drawn += 1
+        return self._drawn.to_bytes(size, "big")
 
     def chain(self, *ids: str, **options: Any) -> None:
         for id in ids:
@@ -478,6 +490,26 @@ class Mesh:
         self.accepting.pop(pair, None)
         self[a].lose(b)
         self[b].lose(a)
+
+    def pause(self, a: str, b: str) -> None:
+        """The connection breaks, and the sessions are kept: what is in flight is lost, and both sides notice."""
+        for end in (self.end(a, b), self.end(b, a)):
+            end.wire.clear()
+            end.stuffed = True
+            assert end.session.disconnected(self.now)
+        for id, peer in ((a, b), (b, a)):
+            self[id].signal("peer.away", (peer, self.now))
+
+    def resume(self, a: str, b: str) -> None:
+        """The one who dialled dials again, and the sessions go on."""
+        ends = (self.end(a, b), self.end(b, a))
+        dials, other = ends if ends[0].session.dialled else reversed(ends)
+        dials.session.dial(dials.node.introduction(), self.now)
+        hello = wire.decode(dials.session.data_to_send(self.now)[0], self.now)
+        events = other.session.rejoin(hello.me, other.node.introduction(), self.now)
+        for end in ends:
+            end.stuffed = False
+        other.node.hear(other, events)
 
     # ---------------------------------------------------------------------------------------------------- time
 

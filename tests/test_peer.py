@@ -1201,3 +1201,12 @@ def test_a_session_that_was_forgotten_cannot_go_on() -> None:
     (event,) = two.me.receive(wire.encode(Welcome(two.intro("you", recovered=True))), two.now)
     assert isinstance(event, Ended)
     assert event.code is Code.INVALID_ARGUMENT
+
+
+def test_what_is_queued_for_a_missing_peer_is_not_forgotten() -> None:
+    two = Two()
+    two.break_()
+    assert two.me.tick(NOW + AWAY_SECONDS) == [Missing([])]
+    (late,) = two.send("a", seconds=600)
+    assert two.me.tick(NOW + RESUME_SECONDS) == [Forgotten([])]
+    assert two.me.lost() == ([], [late])
