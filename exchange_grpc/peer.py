@@ -381,7 +381,7 @@ class Session:
         self.as_value = self.as_value or VALUE in peer.features
         self._expected = peer.revision
         self._handles, self._subscribes = set(peer.handles), set(peer.subscribes)
-        resumes = RESUME in peer.features
+        resumes = RESUME in peer.features and RESUME in self.me.features
         self.out.keeps = self.into.acknowledges = resumes
         self.out.credit = peer.credit
         if not recovered:
