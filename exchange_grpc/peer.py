@@ -201,6 +201,7 @@ class Session:
         self.out = Outbox(when_full)
         self.into = Inbox(limits)
         self._limits = limits
+        self._away_seconds = min(limits.away_seconds, limits.resume_seconds)  # who is forgotten is missing
         self._draw = draw
         self._met = False  # the peer has introduced itself on this connection
         self._since = now  # this connection began
@@ -534,7 +535,7 @@ class Session:
         limits = self._limits
         if self.phase is Phase.AWAY:
             if not self._missing:
-                return self._left + limits.away_seconds
+                return self._left + self._away_seconds
             return inf if self._forgotten else self._left + limits.resume_seconds
         if self.phase is Phase.OPENING:
             return self._since + limits.handshake_seconds
@@ -598,7 +599,7 @@ class Session:
     def _wait(self, now: float) -> list[Event]:
         """AWAY: for how long is it waited for?"""
         events: list[Event] = []
-        if not self._missing and now >= self._left + self._limits.away_seconds:
+        if not self._missing and now >= self._left + self._away_seconds:
             events += self._give_up_waiting()
         if not self._forgotten and now >= self._left + self._limits.resume_seconds:
             self._forgotten = True
