@@ -250,8 +250,7 @@ class Session:
 
     def _leave(self, now: float) -> None:
         self.phase, self._met, self._left = Phase.AWAY, False, now
-        self._missing = False
-        self._forgotten = not self._token
+        self._missing = self._forgotten = False
         self._contested = self._ping = self._pong = None
         self._control.clear()  # said anew in Hello and Welcome, but for what was refused
 
