@@ -185,7 +185,7 @@ class Discovery:
         told = self._told.get(target)
         if told is None:
             return
-        for link in [link for link in told if self._hops(target, link) is None]:
+        for link in [link for link in sorted(told) if self._hops(target, link) is None]:
             told.discard(link)
             self._home.say(link, Answer("", target, Found.NO))
         if not told:

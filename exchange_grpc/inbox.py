@@ -54,7 +54,8 @@ class Inbox:
         new = messages[self.received + 1 - first :]
         first = self.received + 1
         self.received += len(new)
-        self.received_bytes += size
+        if new:  # a frame that comes twice was counted once by who sent it
+            self.received_bytes += size
         if self.acknowledges:
             self._unsettled.update(dict.fromkeys(range(self.before + first, self.before + self.received + 1)))
         if self._ack_due is None and self.acknowledges and new:

@@ -201,6 +201,7 @@ class Session:
         self.out = Outbox(when_full)
         self.into = Inbox(limits)
         self._limits = limits
+        self._away_seconds = min(limits.away_seconds, limits.resume_seconds)  # who is forgotten is missing
         self._draw = draw
         self._met = False  # the peer has introduced itself on this connection
         self._since = now  # this connection began
@@ -249,8 +250,7 @@ class Session:
 
     def _leave(self, now: float) -> None:
         self.phase, self._met, self._left = Phase.AWAY, False, now
-        self._missing = False
-        self._forgotten = not self._token
+        self._missing = self._forgotten = False
         self._contested = self._ping = self._pong = None
         self._control.clear()  # said anew in Hello and Welcome, but for what was refused
 
@@ -384,7 +384,7 @@ class Session:
         self.as_value = self.as_value or VALUE in peer.features
         self._expected = peer.revision
         self._handles, self._subscribes = set(peer.handles), set(peer.subscribes)
-        resumes = RESUME in peer.features
+        resumes = RESUME in peer.features and RESUME in self.me.features
         self.out.keeps = self.into.acknowledges = resumes
         self.out.credit = peer.credit
         if not recovered:
@@ -537,7 +537,7 @@ class Session:
         limits = self._limits
         if self.phase is Phase.AWAY:
             if not self._missing:
-                return self._left + limits.away_seconds
+                return self._left + self._away_seconds
             return inf if self._forgotten else self._left + limits.resume_seconds
         if self.phase is Phase.OPENING:
             return self._since + limits.handshake_seconds
@@ -601,7 +601,7 @@ class Session:
     def _wait(self, now: float) -> list[Event]:
         """AWAY: for how long is it waited for?"""
         events: list[Event] = []
-        if not self._missing and now >= self._left + self._limits.away_seconds:
+        if not self._missing and now >= self._left + self._away_seconds:
             events += self._give_up_waiting()
         if not self._forgotten and now >= self._left + self._limits.resume_seconds:
             self._forgotten = True

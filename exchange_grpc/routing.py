@@ -762,11 +762,11 @@ class Router:
         self._back(link)
         self._no_longer_offers(link, link.handles)
         self._no_longer_wants(link, link.subscribes)
-        for id in list(link.came):  # before its questions end, which would answer what nobody waits for any more
+        for id in sorted(link.came):  # before its questions end, which would answer what nobody waits for any more
             reason = f"the link to {link.id}, which asked, was lost"
             self._abandon(self._open[id], now, Outcome.CANCELLED, reason)
         waiting = {message.id for message in lost.unsent}
-        for id in list(link.out):
+        for id in sorted(link.out):
             entry = self._open[id]
             if id in waiting and entry.scatter is None:  # it goes another way
                 entry.out = None
@@ -867,7 +867,7 @@ class Router:
                 self._discovery.turned_up(Target("name", name), now)
 
     def _no_longer_offers(self, link: Link, names: Iterable[str]) -> None:
-        for name in list(names):
+        for name in sorted(names):
             if name in link.handles:
                 link.handles.discard(name)
                 rest = tuple(id for id in self._offered[name] if id != link.id)

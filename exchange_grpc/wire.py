@@ -485,7 +485,7 @@ def _pack_rest(message: Message) -> bytes:
         packed.trace.cut = True
     if message._traceparent:
         packed.trace.traceparent = message._traceparent
-    return packed.SerializeToString()
+    return packed.SerializeToString(deterministic=True)
 
 
 def read_status(packed: Status) -> RequestError:
@@ -518,7 +518,7 @@ def status(error: RequestError) -> Status:
     if error.code == Code.UNAVAILABLE:
         info.metadata["delivered"] = "no" if error.delivered is False else "unknown"
     detail = AnyPb()
-    detail.Pack(info)
+    detail.Pack(info, deterministic=True)
     return Status(code=int(error.code), message=_sayable(error.message), details=[detail])
 
 
@@ -726,7 +726,7 @@ def encode(frame: Frame) -> bytes:
             packed.goodbye.exchange, packed.goodbye.received = frame.exchange, frame.received
         case _:
             raise TypeError(f"not a frame that is sent: {frame!r}")
-    return packed.SerializeToString()
+    return packed.SerializeToString(deterministic=True)
 
 
 def _write_introduction(packed: frame_pb2.Hello | frame_pb2.Welcome, me: Introduction) -> None:

@@ -408,7 +408,7 @@ class Link:
         """See `links.Line`."""
         if self.connection is not None:
             self.connection.wake()
-        elif self.session.phase is Phase.CLOSED and not self._connections:
+        elif self.session.phase is Phase.CLOSED:  # not to be dialled again either
             self._finish_off()
         if self.session.full:
             self._room.clear()
