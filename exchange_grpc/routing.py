@@ -343,8 +343,12 @@ class Router:
     def _behind(self, target: Target, message: Message) -> tuple[str, ...]:
         """The linked peers behind which the target is, those with the fewest hops."""
         hops = self._discovery.ways(target)
+        if not hops:
+            return ()
         ways = self._present(_unvisited(hops, message))
-        nearest = min((hops[link] for link in ways), default=0)
+        if len(ways) <= 1:
+            return ways
+        nearest = min(hops[link] for link in ways)
         return tuple(sorted(link for link in ways if hops[link] == nearest))
 
     def _present(self, links: tuple[str, ...]) -> tuple[str, ...]:
@@ -702,8 +706,10 @@ class Router:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due: None if nothing waits."""
-        deadlines = [at for at in (self._deadlines.next(), self._discovery.next_deadline()) if at is not None]
-        return min(deadlines, default=None)
+        mine, others = self._deadlines.next(), self._discovery.next_deadline()
+        if mine is None or others is None:
+            return others if mine is None else mine
+        return min(mine, others)
 
     def tick(self, now: float) -> None:
         """Tell routing the time: what is over ends."""
