@@ -511,7 +511,8 @@ class Session:
             try:
                 self.out.refused_after(frame.received)
             except InvalidMessage as error:
-                return self._broken(str(error))
+                if frame.received:
+                    return self._broken(str(error))
             if not self._parting:
                 self._goodbye = Goodbye()
         return self._end(frame.code, frame.message, frame.exchange, frame.retry_after_ms, stay_away=frame.stay_away)
@@ -718,7 +719,8 @@ class Session:
                 self._parting = True
             elif self.phase is Phase.CLOSING:
                 self.phase = Phase.CLOSED
-            received = self.into.received if self.into.acknowledges else 0
+            # Before its Welcome it is not known whether the peer counts on or anew.
+            received = self.into.received if self.into.acknowledges and self._met else 0
             return wire.encode(replace(goodbye, exchange=self.me.exchange, received=received)), expired
         return None, expired
 
