@@ -150,7 +150,7 @@ class Law:
         self._excused: set[str] = set()  # they were with an exchange that has crashed
         self._last: dict[tuple[Any, ...], tuple[int, float]] = {}
         self._restless = 0.0  # when something has last happened to a link, or to what is offered
-        self._channels: list[Channel] = []
+        self._channels: dict[Node, list[Channel]] = defaultdict(list)
         self._lines = 0
         self._expected: list[tuple[Message, Message, dict[str, int]]] = []
 
@@ -168,7 +168,7 @@ class Law:
     def channel(self, line: "Line") -> Channel:
         """A line begins."""
         channel = Channel(self, line)
-        self._channels.append(channel)
+        self._channels[line.node].append(channel)
         return channel
 
     def listen(self, node: "Node") -> None:
@@ -201,7 +201,7 @@ class Law:
         delayed[signal] = unrest
 
     def _told(self, node: "Node", link: str, id: str, fate: str) -> None:
-        channels = [channel for channel in self._channels if channel.line.node is node and channel.leads_to(link)]
+        channels = [channel for channel in self._channels[node] if channel.leads_to(link)]
         told = any(channel.told(id, fate) for channel in channels)
         if fate == "unsent" and not told and any(channel.has_taken(id) for channel in channels):
             self.breach(f"{id} was taken by {link}, and told as unsent")
@@ -324,7 +324,7 @@ class Law:
         """All that it had is gone with it."""
         self._restless = self.world.now
         self._excused.update(self._had.pop(node, ()))
-        self._channels = [channel for channel in self._channels if channel.line.node is not node]
+        self._channels.pop(node, None)
 
     # --------------------------------------------------------------------------------------------- now and then
 
@@ -364,9 +364,10 @@ class Law:
                 self.breach(f"left at {node}: {left}")
             for once in (node.router._spread, node.router._discovery._seen):
                 self._remembers_enough(node, once)
-        for channel in self._channels:
-            if channel.line.node.alive and (left_ := channel.left()):
-                self.breach(f"nobody knows what became of {left_[:3]} on {channel.line}")
+        for channels in self._channels.values():
+            for channel in channels:
+                if lost := channel.left():
+                    self.breach(f"nobody knows what became of {lost[:3]} on {channel.line}")
         for id in self.requests:
             ends = self._ends[id]
             if ends != 1 and self._origin[id].alive and not (id in self._withdrawn and not ends):

@@ -200,6 +200,7 @@ class Node:
         self.world.law.delivered(self, message, link)
         if kind is not Kind.BROADCAST:
             job = Job(message, link)
+            message.hold()
             if message.keeper is not None:
                 message.keeper.retain(len(message.payload) + _AROUND)
             self._jobs.append(job)
@@ -224,6 +225,7 @@ class Node:
             job = self._jobs.popleft()
             if job.message.keeper is not None:
                 job.message.keeper.release(len(job.message.payload) + _AROUND)
+            job.message.let_go()
             if job.waits:
                 self._running += 1
                 seconds = dice.choice((0.01, 0.1, 0.5)) if self.slow and not self.patient else 0.0

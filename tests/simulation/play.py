@@ -20,6 +20,7 @@ from .options import CROWDED, Options, draw, scaled
 from .workload import NAMES, Workload
 from .world import World
 
+_SPEAKERS = 20  # in a large world not everybody speaks in the end
 _SETTLE = 8.0  # seconds, beyond silence and resume: the longest deadline and the last dialling are over by then
 
 
@@ -75,7 +76,8 @@ def _once_more(world: World) -> None:
     """One after the other asks and publishes, and who can be reached is."""
     for node in world.living():
         node.patient = True
-    for node in world.living():
+    speakers = world.living()
+    for node in speakers if len(speakers) <= _SPEAKERS else world.dice.sample(speakers, _SPEAKERS):
         world.run(0.5)
         name = world.dice.choice(NAMES)
         asked = node.emit(Kind.REQUEST, name, seconds=4.0)
