@@ -427,6 +427,6 @@ class Law:
         }
 
     def _remembers_enough(self, node: "Node", once: Once) -> None:
-        until = list(once._until.values())
+        until = [until for until, _ in once._until.values()]
         if until and until[0] <= until[-1] - SEEN_SECONDS:
             self.breach(f"{node} remembers an id for {until[-1] - until[0] + SEEN_SECONDS:.0f} s")
