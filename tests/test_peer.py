@@ -1344,14 +1344,14 @@ def test_a_session_is_kept_for_so_long_and_no_longer() -> None:
 
 def test_only_one_who_can_resume_is_waited_for() -> None:
     for features, waits in ((FEATURES, True), (("ping",), False)):
-        session = Session(intro("me"), dialled=False, now=NOW, draw=Tokens())
+        session = Session(intro("me", features=FEATURES), dialled=False, now=NOW, draw=Tokens())
         session.receive(wire.encode(Hello(intro("you", features=features))), NOW)
-        session.welcome(intro("me"))
+        session.welcome(intro("me", features=FEATURES))
         assert session.disconnected(NOW) is waits
         assert session.phase is (Phase.AWAY if waits else Phase.CLOSED)
-    session = Session(intro("me"), dialled=False, now=NOW)
+    session = Session(intro("me", features=FEATURES), dialled=False, now=NOW)
     session.receive(wire.encode(Hello(intro("you", features=FEATURES))), NOW)
-    session.welcome(intro("me"))
+    session.welcome(intro("me", features=FEATURES))
     assert not session.disconnected(NOW), "without tokens nobody can"
 
 
@@ -1363,7 +1363,7 @@ def test_whoever_dialled_comes_back_to_one_who_cannot_resume() -> None:
     me.send(unsent)
     assert me.disconnected(NOW)
     assert me.tick(NOW + AWAY_SECONDS) == [Missing([unsent])]
-    assert me.tick(NOW + RESUME_SECONDS) == [], "nothing is known of what has left"
+    assert me.tick(NOW + RESUME_SECONDS) == [Forgotten([])], "nothing is known of what has left"
     assert me.next_deadline() == inf
     me.dial(intro("me"), NOW)
     (hello,) = said(me)
