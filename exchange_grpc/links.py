@@ -17,7 +17,7 @@ from .errors import Code
 from .frames import PROTOCOL, Answer, Interest, Introduction, Query, Reject
 from .kernel import Kernel
 from .limits import CONTEST_SECONDS, LINKS, LINKS_PER_ADDRESS
-from .message import Message
+from .message import Kind, Message
 from .outbox import DISCONNECT
 from .patterns import RESERVED
 from .peer import (
@@ -152,7 +152,8 @@ class Links(Generic[L, P]):
             raise
         if dropped:
             self._kernel.sig("dropped", (to, dropped, session.out.policy, self._now()))
-        if session.out.is_first or session.full:  # what waits behind others leaves with them
+        # What waits behind others leaves with them; but a cancel needs no credit, if they do.
+        if session.out.is_first or session.full or message.kind is Kind.CANCEL:
             line.wake()
         if line.read_all:
             self.half_closed(line)
@@ -181,6 +182,8 @@ class Links(Generic[L, P]):
 
     def over(self, line: L) -> None:
         """Nothing is left of it."""
+        if line not in self.lines:
+            return
         self.lines.discard(line)
         self._from[line.address] -= 1
         if not self._from[line.address]:

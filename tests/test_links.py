@@ -24,10 +24,10 @@ SIGNALS = (
 class Line:
     """A session, and the line at the other end."""
 
-    def __init__(self, side: "Side", session: Session) -> None:
+    def __init__(self, side: "Side", session: Session, address: str) -> None:
         self.side, self.session = side, session
         self.read_all = False
-        self.address, self.slowed = "", 0
+        self.address, self.slowed = address, 0
         self.other: Line | None = None
         self.settled_as: str | None = None
         self.wakes = 0
@@ -52,17 +52,16 @@ class Line:
 class Side:
     """One exchange: a kernel that only notes what routing is told, unless it shall route."""
 
-    def __init__(self, world: "World", id: str, *, relay: bool = False, epoch: int = 1, routes: bool = False) -> None:
+    def __init__(self, world: "World", id: str, *, epoch: int = 1, routes: bool = False, **links: Any) -> None:
         self.world, self.id = world, id
         self.kernel, self.origin = Kernel(), Origin(id, epoch, 0.0)
         self.router = Router(self.origin, self.kernel, Ledger(id), draw=lambda n: 0)
-        self.router.relay = relay
         self.signals: list[tuple[str, Any]] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.links: Links[Line, str] = Links(
             id, epoch, (), kernel=self.kernel, router=self.router, now=lambda: world.now,
             linked=lambda line, peer: f"the peer {peer.exchange}", tell=lambda *told: self.told.append(told),
-            run=self.run,
+            run=self.run, **links,
         )  # fmt: skip
         self.running = False
         for name in SIGNALS:
@@ -120,12 +119,12 @@ class World:
         self.count += 1
         return self.count.to_bytes(size, "big")
 
-    def line(self, side: Side, *, dialled: bool, when_full: str = "wait") -> Line:
+    def line(self, side: Side, *, dialled: bool, when_full: str = "wait", address: str = "") -> Line:
         session = Session(
             side.links.introduction(), dialled=dialled, now=self.now, limits=Limits(credit_messages=4),
             when_full=when_full, draw=self.draw,
         )  # fmt: skip
-        line = Line(side, session)
+        line = Line(side, session, address)
         self.lines.append(line)
         side.links.begun(line)
         return line
@@ -133,15 +132,15 @@ class World:
     def dial(self, a: Side, b: Side, **options: Any) -> Line:
         """`a` dials `b`, and both are settled: the line at `a`."""
         line = self.line(a, dialled=True, **options)
-        self.connect(line, b)
+        self.connect(line, b, address=line.address)
         return line
 
     def redial(self, line: Line, b: Side, *, settle: bool = True) -> None:
         line.session.dial(line.side.links.introduction(), self.now)
         self.connect(line, b, settle=settle)
 
-    def connect(self, line: Line, b: Side, *, settle: bool = True) -> None:
-        other = self.line(b, dialled=False)
+    def connect(self, line: Line, b: Side, *, settle: bool = True, address: str = "") -> None:
+        other = self.line(b, dialled=False, address=address)
         line.other, other.other = other, line
         if settle:
             self.settle()
@@ -641,10 +640,68 @@ def arrival(side: Side) -> Arrival:
 
 
 @pytest.mark.usefixtures("low")
-def test_to_wait_lets_nobody_go(world: World) -> None:
+def test_to_wait_lets_nobody_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = Side(world, "a"), Side(world, "b")
     line = world.dial(a, b)
     for _ in range(10):
         a.send("b")
+    monkeypatch.setattr("exchange_grpc.outbox.LINK_QUEUE_MESSAGES", 10)
+    with pytest.raises(QueueFull):
+        a.send("b")
     assert line.session.phase is Phase.OPEN
     assert b.id == "b"
+
+
+def test_so_many_links_of_one_address(world: World) -> None:
+    hub = Side(world, "hub", per_address=1)
+    for id, address in (("a", "10.0.0.1"), ("b", "10.0.0.1"), ("c", "10.0.0.2"), ("d", ""), ("e", "")):
+        world.dial(Side(world, id), hub, address=address)
+    assert list(hub.links.peers) == ["a", "c", "d", "e"]
+    first = hub.links.by_peer["a"]
+    world.lose(first)
+    first.session.goodbye()
+    hub.links.gave_up(first, "it was not back")
+    for _ in range(2):
+        hub.links.over(first)  # said twice, it counts once
+    for id in "fg":
+        world.dial(Side(world, id), hub, address="10.0.0.1")
+    assert list(hub.links.peers) == ["c", "d", "e", "f"]
+
+
+def test_a_cancel_wakes_a_link_that_waits_for_credit(world: World, pair: Pair) -> None:
+    a, b, line = pair
+    request = a.send("b", "r", Kind.REQUEST)
+    for _ in range(3):
+        a.send("b")
+    line.session.data_to_send(world.now)
+    a.send("b")
+    wakes = line.wakes
+    a.send("b")
+    assert line.wakes == wakes, "it leaves with what waits already"
+    a.send("b", "c", Kind.CANCEL, reply_to=request.id)
+    assert line.wakes == wakes + 1
+    assert b.id == "b"
+
+
+def test_what_was_offered_between_hello_and_welcome_is_said(world: World) -> None:
+    a, b = Side(world, "a"), Side(world, "b")
+    line = world.line(a, dialled=True)
+    a.router.offers.add("new")
+    a.links.announce(handles=("new",))
+    world.connect(line, b)
+    ((id, interest, _),) = b.heard("peer.interest")
+    assert (id, interest.handles) == ("a", ("new",))
+
+
+def test_who_is_given_up_while_another_link_to_it_is_there(world: World, pair: Pair) -> None:
+    a, b, line = pair
+    other = line.other
+    assert other is not None
+    line.cut()
+    a.links.ended(line, "restart", returns=True)
+    b.links.ended(other, "restart", returns=False)
+    again = world.dial(b, a)
+    a.heard("peer.disconnect")
+    a.links.gave_up(line, "it was not back")
+    assert a.heard("peer.disconnect") == [], "it is there"
+    assert a.links.by_peer == {"b": again.other}

@@ -38,6 +38,7 @@ from exchange_grpc.limits import (
     CREDIT_BYTES,
     CREDIT_MESSAGES,
     HANDSHAKE_SECONDS,
+    HEARTBEAT_SECONDS,
     REQUEST_SECONDS,
     RESUME_SECONDS,
     SILENCE_SECONDS,
@@ -1086,6 +1087,7 @@ def test_the_right_peer_that_comes_back_ends_the_contest() -> None:
 
 def test_a_peer_that_answers_no_ping_keeps_its_id_while_its_connection_lasts() -> None:
     session = opened()
+    assert session.next_deadline() == inf
     for seconds in (0, 10, 1_000):
         assert session.rejoin(intro("you"), intro("me"), NOW + seconds) is None
         assert said(session) == []
@@ -1210,3 +1212,458 @@ def test_what_is_queued_for_a_missing_peer_is_not_forgotten() -> None:
     (late,) = two.send("a", seconds=600)
     assert two.me.tick(NOW + RESUME_SECONDS) == [Forgotten([])]
     assert two.me.lost() == ([], [late])
+
+
+# --------------------------------------------------------------------------------- resumed, wherever it broke off
+
+
+def test_all_that_was_sent_arrives_once_wherever_the_connection_breaks() -> None:
+    """After each frame of the handshake, of what is sent, and of the handshake after that."""
+    for first in range(9):
+        for second in range(7):
+            two = Two()
+            two.send(*"abcdef")
+            two.you.send(made("you", name="x"))
+            two.pass_on(first)
+            two.break_()
+            assert two.dial() is not None
+            two.pass_on(second)
+            two.break_()
+            mine, yours = two.back()
+            assert mine.recovered, (first, second)
+            assert yours.recovered, (first, second)
+            assert two.names() == "abcdef", (first, second)
+            assert [message.name for message in two.messages(two.me)] == ["x"], (first, second)
+            two.now += ACK_SECONDS
+            two.pass_on()
+            assert two.me.out.unacknowledged == two.you.out.unacknowledged == 0
+
+
+def test_hello_and_welcome_say_where_the_session_stands() -> None:
+    two = Two()
+    two.send("a", "b")
+    two.you.send(made("you"))
+    two.pass_on()
+    session, token = two.me._session, two.me._token
+    two.break_()
+    hello = two.hello()
+    assert (hello.session, hello.token, hello.received) == (session, token, 1)
+    assert hello.received_bytes == two.you.out._sent_bytes > 0
+    assert hello.credit == Credit(1 + SMALL.credit_messages, hello.received_bytes + SMALL.credit_bytes)
+    assert two.you.rejoin(hello, two.intro("you"), two.now) is not None
+    (welcome,) = said(two.you)
+    assert isinstance(welcome, Welcome)
+    assert welcome.me.recovered
+    assert (welcome.me.session, welcome.me.received) == (session, 2)
+    assert welcome.me.token not in (token, b"")
+    assert len(welcome.me.token) == 16
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "token": {"token": b"wrong"},
+    "no token": {"token": b""},
+    "session": {"session": "wrong"},
+    "no session": {"session": ""},
+    "epoch": {"epoch": 8},
+    "more than was sent": {"received": 99},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_prove_itself_begins_a_new_session(what: str) -> None:
+    two = Two()
+    sent = two.send(*"abcdef")
+    two.pass_on(2)
+    two.you.send(made("you", name="x"))
+    two.break_()
+    session = two.me._session
+    mine, yours = two.back(**WRONG[what])
+    assert not mine.recovered
+    assert not yours.recovered
+    assert two.me._session != session
+    assert {*mine.uncertain} >= {message.id for message in sent[:4] if message.name not in two.names()}
+    assert [message.name for message in mine.unsent] == list("ef")
+    assert [message.name for message in yours.unsent] == ["x"]
+    two.send("z")
+    two.pass_on()
+    assert two.names()[-1] == "z"
+    two.break_()
+    assert two.back(epoch=two.you.peer.epoch)[0].recovered, "and that can be resumed in turn"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("which", ["former", "current", "older"])
+def test_the_former_token_counts_until_the_peer_has_the_other(which: str) -> None:
+    two = Two()
+    tokens = [two.me._token]
+    for _ in range(2):
+        two.break_()
+        assert two.dial(token=tokens[-1]) is not None
+        tokens.append(two.you._token)
+    two.break_()
+    token = {"older": tokens[0], "former": tokens[1], "current": tokens[2]}[which]
+    (event,) = two.dial(token=token) or ()
+    assert isinstance(event, Resumed)
+    assert event.recovered is (which != "older")
+
+
+@pytest.mark.parametrize(
+    "frame", [Ack(0), Credit(9, 9), Ping(1), Pong(1), Reject(0, "", RequestError("x")), Batch(1, [])]
+)
+def test_the_former_token_does_not_count_once_the_peer_has_the_other(frame: Frame) -> None:
+    two = Two()
+    two.break_()
+    former = two.me._token
+    assert two.dial() is not None
+    data = batch(packed()) if isinstance(frame, Batch) else wire.encode(frame)
+    two.you.receive(data, two.now)
+    two.break_()
+    (event,) = two.dial(token=former) or ()
+    assert isinstance(event, Resumed)
+    assert not event.recovered
+
+
+def test_a_session_is_kept_for_so_long_and_no_longer() -> None:
+    for seconds, recovered in ((RESUME_SECONDS - 0.001, True), (RESUME_SECONDS, False)):
+        two = Two()
+        (message,) = two.send("a", seconds=600)
+        two.me.data_to_send(two.now)
+        two.break_()
+        assert two.you.next_deadline() == NOW + AWAY_SECONDS
+        two.now = NOW + AWAY_SECONDS
+        assert two.you.tick(two.now) == two.me.tick(two.now) == [Missing([])]
+        assert two.me.tick(two.now) == [], "told once"
+        assert two.you.next_deadline() == NOW + RESUME_SECONDS
+        two.now = NOW + seconds
+        forgotten = two.me.tick(two.now)
+        assert two.you.tick(two.now) == ([] if recovered else [Forgotten([])])
+        assert forgotten == ([] if recovered else [Forgotten([message.id])])
+        assert two.me.tick(two.now) == []
+        assert two.back()[0].recovered is recovered
+        assert two.names() == ("a" if recovered else "")
+
+
+def test_only_one_who_can_resume_is_waited_for() -> None:
+    for features, waits in ((FEATURES, True), (("ping",), False)):
+        session = Session(intro("me", features=FEATURES), dialled=False, now=NOW, draw=Tokens())
+        session.receive(wire.encode(Hello(intro("you", features=features))), NOW)
+        session.welcome(intro("me", features=FEATURES))
+        assert session.disconnected(NOW) is waits
+        assert session.phase is (Phase.AWAY if waits else Phase.CLOSED)
+    session = Session(intro("me", features=FEATURES), dialled=False, now=NOW)
+    session.receive(wire.encode(Hello(intro("you", features=FEATURES))), NOW)
+    session.welcome(intro("me", features=FEATURES))
+    assert not session.disconnected(NOW), "without tokens nobody can"
+
+
+def test_whoever_dialled_comes_back_to_one_who_cannot_resume() -> None:
+    me = opened(dialled=True)
+    me.send(made())
+    list(out(me))
+    unsent = made()
+    me.send(unsent)
+    assert me.disconnected(NOW)
+    assert me.tick(NOW + AWAY_SECONDS) == [Missing([unsent])]
+    assert me.tick(NOW + RESUME_SECONDS) == [Forgotten([])], "nothing is known of what has left"
+    assert me.next_deadline() == inf
+    me.dial(intro("me"), NOW)
+    (hello,) = said(me)
+    assert isinstance(hello, Hello)
+    assert (hello.me.session, hello.me.token) == ("", b"")
+    (event,) = me.receive(wire.encode(Welcome(intro("you"))), NOW)
+    assert event == Resumed(intro("you"), False)
+
+
+def test_a_session_that_never_opened_is_not_waited_for() -> None:
+    for dialled in (True, False):
+        session = Session(intro("me"), dialled=dialled, now=NOW)
+        assert not session.disconnected(NOW)
+        assert session.phase is Phase.CLOSED
+
+
+def test_nothing_is_said_or_heard_while_away() -> None:
+    two = Two()
+    two.break_()
+    two.send("a")
+    two.me.announce(handles=["x"])
+    assert not two.me.control(Query("me.7.q1", NAME, 3))
+    assert two.me.data_to_send(NOW) == (None, [])
+    assert two.me.receive(wire.encode(Ping(1)), NOW) == []
+    assert not two.me.disconnected(NOW) or two.me.phase is Phase.AWAY
+    two.me.goodbye()
+    assert two.me.phase is Phase.CLOSED
+    assert said(two.me) == []
+
+
+def test_a_refusal_survives_a_break() -> None:
+    """Unlike all other control frames: nobody else says it anew."""
+    two = Two()
+    (forged_,) = [made("far")]
+    two.me.send(forged_)
+    assert two.you.receive(next(out(two.me)), NOW) == []
+    two.break_()
+    two.back()
+    (rejected,) = [event for event in two.got[two.me] if isinstance(event, Rejected)]
+    assert rejected.id == forged_.id
+
+
+def test_a_dial_that_comes_too_soon_is_repeated() -> None:
+    two = Two()
+    two.break_()
+    two.hello()
+    goodbye = Goodbye(Code.ALREADY_EXISTS, "linked already", 2_000, exchange="you")
+    assert two.me.receive(wire.encode(goodbye), NOW) == [Broken("linked already", 2_000)]
+    assert two.me.phase is Phase.AWAY
+    two.hello()
+    (event,) = two.me.receive(wire.encode(replace(goodbye, stay_away=True)), NOW)
+    assert isinstance(event, Ended)
+    assert event.stay_away
+    assert two.me.phase is Phase.CLOSED
+
+
+def test_an_attempt_without_an_answer_is_repeated() -> None:
+    two = Two()
+    two.break_()
+    two.now += 1
+    two.hello()
+    assert two.me.next_deadline() == two.now + HANDSHAKE_SECONDS
+    assert two.me.tick(two.now + HANDSHAKE_SECONDS - 0.001) == []
+    assert two.me.tick(two.now + HANDSHAKE_SECONDS) == [Broken("no introduction within 5 s")]
+    assert two.me.phase is Phase.AWAY
+
+
+def test_an_ended_session_may_be_dialled_anew() -> None:
+    two = Two()
+    two.send(*"abcdef")
+    two.pass_on()
+    session = two.me._session
+    two.you.goodbye(Code.UNAVAILABLE, "restart", retry_after_ms=500)
+    two.pass_on()
+    (ended_,) = [event for event in two.got[two.me] if isinstance(event, Ended)]
+    assert (ended_.code, ended_.retry_after_ms, ended_.stay_away) == (Code.UNAVAILABLE, 500, False)
+    assert two.me.phase is two.you.phase is Phase.CLOSED
+    assert two.me.lost() == ([], [])
+    two.me.revive(two.now)
+    assert two.me.phase is Phase.AWAY
+    assert two.me.next_deadline() == inf, "all was told"
+    assert two.me.tick(two.now + 1_000) == []
+    hello = two.hello()
+    assert (hello.session, hello.token, hello.received) == ("", b"", 0)
+    two.you = Session(two.intro("you"), dialled=False, now=NOW, limits=SMALL, draw=Tokens())
+    two.got[two.you] = []
+    two.heard(two.you, wire.encode(Hello(hello)))
+    two.pass_on()
+    assert two.got[two.me][-1] == Resumed(two.me.peer, False)  # type: ignore[arg-type]
+    two.send("z")
+    two.pass_on()
+    assert two.names() == "z"
+    assert session
+
+
+# ------------------------------------------------------------------------------------------------- gaps and overruns
+
+
+def test_a_gap_breaks_the_stream_once_and_then_ends_the_session() -> None:
+    two = Two()
+    two.send("a")
+    two.pass_on()
+    (broken,) = two.you.receive(batch(packed(), seq=3), two.now)
+    assert broken == Broken("message 3 came after 1")
+    assert two.you.phase is Phase.AWAY
+    assert two.me.disconnected(two.now)
+    assert two.back()[0].recovered
+    two.send("b")
+    two.pass_on()
+    assert two.names() == "ab"
+    assert two.you.receive(batch(packed(), seq=4), two.now) == [Broken("message 4 came after 2")], "another place"
+    two.me.disconnected(two.now)
+    two.back()
+    (event,) = two.you.receive(batch(packed(), seq=4), two.now)
+    assert event == Ended(Code.DATA_LOSS, "message 4 came after 2", "you")
+
+
+def test_a_gap_in_a_new_session_is_another_place() -> None:
+    two = Two()
+    two.you.receive(batch(packed(), seq=2), two.now)
+    two.me.disconnected(two.now)
+    assert not two.back(token=b"wrong")[0].recovered
+    assert two.you.receive(batch(packed(), seq=2), two.now) == [Broken("message 2 came after 0")]
+
+
+def test_a_gap_of_one_who_cannot_resume_ends_the_session() -> None:
+    session = opened()
+    ended(session, session.receive(batch(packed(), seq=2), NOW), Code.DATA_LOSS)
+
+
+def test_what_was_taken_is_not_taken_again() -> None:
+    session = opened()
+    assert len(received(session.receive(batch(packed("a"), packed("b"), seq=1), NOW))) == 2
+    assert session.receive(batch(packed("a"), packed("b"), seq=1), NOW) == []
+    assert [m.name for m in received(session.receive(batch(packed("b"), packed("c"), seq=2), NOW))] == ["c"]
+
+
+@pytest.mark.parametrize("frame", [Ack(2), Goodbye(received=2)])
+def test_nobody_can_take_what_was_not_sent(frame: Frame) -> None:
+    two = Two()
+    two.send("a")
+    two.pass_on()
+    (event,) = two.me.receive(wire.encode(frame), NOW)
+    assert isinstance(event, Ended)
+    assert (event.code, event.stay_away) == (Code.INVALID_ARGUMENT, True)
+
+
+def test_more_than_there_was_credit_for_ends_the_session() -> None:
+    two = Two()
+    sent = [packed(seq_name) for seq_name in "abcde"]
+    assert len(received(two.you.receive(batch(*sent[:4]), NOW))) == 4
+    (event,) = two.you.receive(batch(sent[4]), NOW)
+    assert isinstance(event, Ended)
+    assert event.code is Code.RESOURCE_EXHAUSTED
+
+
+def test_cancels_come_without_credit() -> None:
+    two = Two()
+    cancels = [packed("c", kind=4, reply_to="me.7.1") for _ in range(50)]
+    assert len(received(two.you.receive(batch(*cancels), NOW))) == 50
+    (event,) = two.you.receive(batch(packed(), *cancels), NOW)
+    assert isinstance(event, Ended), "but nothing else does"
+
+
+def test_one_who_gave_no_credit_keeps_to_none() -> None:
+    session = Session(intro("me"), dialled=False, now=NOW, limits=SMALL)
+    session.receive(wire.encode(Hello(intro("you"))), NOW)
+    session.welcome(intro("me"))
+    list(out(session))
+    assert len(received(session.receive(batch(*[packed()] * 50), NOW))) == 50
+    assert said(session, NOW + 1) == [], "nor is any told"
+    session.send(made())
+    session.receive(wire.encode(Credit(0, 0)), NOW)
+    assert len(said(session)) == 1
+
+
+def test_credit_lets_more_leave() -> None:
+    two = Two()
+    two.send(*"abcdef")
+    frames = [frame for frame in said(two.me) if isinstance(frame, Batch)]
+    assert [len(frame.messages) for frame in frames] == [4]
+    two.me.receive(wire.encode(Credit(5, 2**30)), NOW)
+    (frame,) = said(two.me)
+    assert isinstance(frame, Batch)
+    assert (frame.seq, len(frame.messages)) == (5, 1)
+
+
+# ------------------------------------------------------------------------------------------------- is anybody there
+
+
+def test_a_heartbeat_of_silence_is_followed_by_a_ping() -> None:
+    two = Two()
+    assert two.me.next_deadline() == NOW + HEARTBEAT_SECONDS
+    assert two.me.tick(NOW + HEARTBEAT_SECONDS - 0.001) == []
+    assert said(two.me) == []
+    assert two.me.tick(NOW + HEARTBEAT_SECONDS) == []
+    (ping,) = said(two.me)
+    assert isinstance(ping, Ping)
+    two.now = NOW + HEARTBEAT_SECONDS
+    two.heard(two.you, wire.encode(ping))
+    assert said(two.you) == [Pong(ping.nonce)]
+    assert two.me.next_deadline() == NOW + 2 * HEARTBEAT_SECONDS
+    two.heard(two.me, wire.encode(Pong(ping.nonce)))
+    assert two.me.tick(NOW + SILENCE_SECONDS) == [], "it was heard"
+
+
+def test_whatever_is_heard_is_a_sign_of_life() -> None:
+    two = Two()
+    for seconds in range(0, 60, 4):
+        two.me.receive(wire.encode(Credit(9, 9)), NOW + seconds)
+        assert two.me.tick(NOW + seconds) == []
+        assert said(two.me, NOW + seconds) == []
+
+
+def test_one_who_is_silent_for_long_is_gone_and_missing() -> None:
+    two = Two()
+    two.send("a", seconds=600)
+    for seconds in (5, 10, 14.999):
+        assert two.me.tick(NOW + seconds) == []
+    (unsent,) = [entry.message for entry in two.me.out._queue]
+    broken, missing = two.me.tick(NOW + SILENCE_SECONDS)
+    assert broken == Broken("nothing was heard of it for 15 s")
+    assert missing == Missing([unsent])
+    assert two.me.phase is Phase.AWAY
+    assert two.me.next_deadline() == NOW + SILENCE_SECONDS + RESUME_SECONDS
+
+
+def test_after_a_sleep_of_ours_the_peer_has_a_heartbeat_to_be_heard() -> None:
+    two = Two()
+    later = NOW + 3_600
+    assert two.me.tick(later) == []
+    assert [type(frame) for frame in said(two.me, later)] == [Ping]
+    assert two.me.tick(later + HEARTBEAT_SECONDS - 0.001) == []
+    assert [type(event) for event in two.me.tick(later + HEARTBEAT_SECONDS)] == [Broken, Missing]
+
+
+def test_a_pong_is_the_one_of_the_last_ping() -> None:
+    two = Two()
+    for nonce in (7, 8):
+        assert two.you.receive(wire.encode(Ping(nonce)), NOW) == []
+    assert said(two.you) == [Pong(8)]
+    assert said(two.you) == []
+
+
+# ------------------------------------------------------------------------------------------------------ goodbyes
+
+
+def test_a_goodbye_says_what_was_taken_so_that_the_rest_is_unsent() -> None:
+    two = Two()
+    sent = two.send(*"abcdef")
+    (data,) = out(two.me)
+    two.you.goodbye(Code.UNAVAILABLE, "restart")
+    goodbye = next(out(two.you))
+    (event,) = two.me.receive(goodbye, NOW)
+    assert event == Ended(Code.UNAVAILABLE, "restart", "you")
+    assert two.me.lost() == ([], sent), "it never took them"
+    assert [type(frame) for frame in said(two.me)] == [Goodbye]
+    assert data
+
+
+def test_a_goodbye_is_answered_by_a_goodbye() -> None:
+    two = Two()
+    two.send("a")
+    two.you.goodbye()
+    for data in out(two.you):
+        two.heard(two.me, data)
+    assert two.you.phase is Phase.CLOSING, "until it has heard ours"
+    two.pass_on()
+    assert two.me.phase is two.you.phase is Phase.CLOSED
+    assert two.got[two.you][-1] == Ended(Code.OK, "", "me")
+
+
+def test_goodbyes_that_cross() -> None:
+    two = Two()
+    for session in (two.me, two.you):
+        session.goodbye(Code.OK, "enough")
+    frames = [next(out(session)) for session in (two.me, two.you)]
+    assert [type(event) for event in two.me.receive(frames[1], NOW)] == [Ended]
+    assert [type(event) for event in two.you.receive(frames[0], NOW)] == [Ended]
+    assert said(two.me) == said(two.you) == [], "neither is answered"
+
+
+def test_nothing_is_taken_after_our_goodbye() -> None:
+    two = Two()
+    two.you.goodbye()
+    assert [type(frame) for frame in said(two.you)] == [Goodbye]
+    two.send("a")
+    assert two.you.receive(next(out(two.me)), NOW) == []
+    assert two.you.into.received == 0
+
+
+def test_one_who_reads_nothing_hears_no_more_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.peer.CONTROL_FRAMES", 2)
+    session = opened()
+    for name in "ab":
+        session.announce(handles=[name])
+    assert session.phase is Phase.OPEN
+    session.announce(handles=["c"])
+    assert session.phase is Phase.CLOSING
+    frames = said(session)
+    assert [type(frame) for frame in frames] == [Interest, Interest, Goodbye]
+    assert isinstance(frames[-1], Goodbye)
+    assert frames[-1].code is Code.RESOURCE_EXHAUSTED
