@@ -142,6 +142,8 @@ class Outbox:
 
     def batch(self, room: int, now: float) -> tuple[bytes | None, list[Message]]:
         """A Batch frame of about `room` bytes at most, or None; and messages whose time ended in the queue."""
+        if not self._queue and not self._again:
+            return None, []
         room = min(room, BATCH_BYTES)
         if self._again:
             return self._resend(room, now), []
