@@ -32,7 +32,9 @@ def main() -> int:
             transitions[name] = transitions.get(name, 0) + count
         if asked.count == 1:
             print(report.options)
-            print(f"{report.messages} messages, {report.events} events, {report.seconds:.0f} s; history {report.history}")
+            print(
+                f"{report.messages} messages, {report.events} events, {report.seconds:.0f} s; history {report.history}"
+            )
     if asked.transitions:
         for name, count in sorted(transitions.items()):
             print(f"{count:>9}  {name}")

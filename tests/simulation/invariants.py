@@ -4,8 +4,9 @@ On a link, in one life of its session (`Channel`):
 1. Messages are taken in the order in which they were put on the link. Only a cancel may overtake.
 2. None is passed over, but for one that was told: dropped by policy, expired, refused, withdrawn before it left.
 3. None is taken twice. One told as never sent is never taken. At the end of that life all that was not taken was
-   told, as unsent or as uncertain; so what is uncertain is more than what is lost, never less.
-4. No session ends for a broken rule or for having overrun credit, and what has left, waits or is kept is within its bound.
+   told, as unsent or as uncertain: what is uncertain is more than what is lost, never less. (But to a peer that
+   cannot resume: of what has left to it nobody knows.)
+4. No session ends for a broken rule or for having overrun credit. What waits, is kept or retained is within its bound.
 
 End to end:
 5. A send or a request is handled at most once in all of the mesh, a request to many once by each, a publication once

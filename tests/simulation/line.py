@@ -36,7 +36,7 @@ class Line:
         self.number = node.world.law.begun()  # in the order of their making
         self._world = node.world
         self._retry = retry
-        self._count = Count(node.world.transitions, self)
+        self.count = Count(node.world.transitions, self)
         self._backoff = Backoff(node.limits, node.world.dice.random)
         self._settled = False
         self._leaving = False
@@ -64,7 +64,7 @@ class Line:
         """See `links.Line`."""
         wire, former, end = other.wire, self.wire, self.end
         assert wire is not None
-        self._count("takes over", self.session.phase)
+        self.count("takes over", self.session.phase)
         other.wire = None
         wire.lines[other.end] = self
         self.start(wire, other.end)
@@ -90,7 +90,7 @@ class Line:
         wire.close(self.end)
         before = self.session.phase
         waits = self.session.disconnected(self._world.now)
-        self._count("disconnected", before)
+        self.count("disconnected", before)
         if waits:
             self.node.links.broke(self, reason)
             self._come_back()
@@ -110,7 +110,7 @@ class Line:
             if planned:
                 assert ended is not None
                 links.ended(self, reason, returns=True)
-                self._count("revived", self.session.phase)
+                self.count("revived", self.session.phase)
                 self.session.revive(self._world.now)
                 self.ended = None
                 self._come_back(ended.retry_after_ms / 1_000)
@@ -141,7 +141,7 @@ class Line:
         seconds = max(pause, self._backoff.next())
         if self._world.now + seconds - self._broke_at > self._retry:
             self._redialling = False
-            self._count("given up", self.session.phase)
+            self.count("given up", self.session.phase)
             self.session.goodbye()
             self.node.links.gave_up(self, "it was not back in time")
             self._finish_off()
@@ -161,7 +161,7 @@ class Line:
             self._redial()
             return
         self._redialling = False
-        self._count("dials again", self.session.phase)
+        self.count("dials again", self.session.phase)
         self.session.dial(self.node.links.introduction(), self._world.now)
         self.start(Wire(self._world, self, host), 0)
 
@@ -173,7 +173,7 @@ class Line:
             return
         before = self.session.phase
         events = self.session.receive(data, self._world.now)
-        self._count.heard(data, before, events)
+        self.count.heard(data, before, events)
         self._understand(events, wire.lines[1 - self.end])
         self.wake()
         self._arm()
@@ -212,10 +212,12 @@ class Line:
         if self.wire is not None and self.wire is wire and session.phase is Phase.CLOSED:
             self._drop(self.ended.reason if self.ended is not None else "the link was closed")
 
-    def close(self, code: Code = Code.OK, reason: str = "", *, retry_after_ms: int = 0, stay_away: bool = False) -> None:
+    def close(
+        self, code: Code = Code.OK, reason: str = "", *, retry_after_ms: int = 0, stay_away: bool = False
+    ) -> None:
         """Say goodbye after what is queued, and end, within a bound."""
         self._leaving, self._redialling = True, False
-        self._count("closes", self.session.phase)
+        self.count("closes", self.session.phase)
         self.session.goodbye(code, reason, retry_after_ms=retry_after_ms, stay_away=stay_away)
         if self.wire is None and not self.finished:
             self.node.links.ended(self, reason, returns=False)
@@ -264,10 +266,10 @@ class Line:
         self._timer = None
         now, before = self._world.now, self.session.phase
         events = self.session.tick(now)
-        self._count.ticked(before, events)
+        self.count.ticked(before, events)
         self._understand(events)
         if self.wire is not None and self._writing and now - self._writing > self.node.limits.silence_seconds:
-            self._count("reads nothing", before)
+            self.count("reads nothing", before)
             self._drop("it has read nothing for long")
         self.wake()
         self._arm()

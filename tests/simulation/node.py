@@ -17,6 +17,7 @@ from exchange_grpc.ledger import Ledger
 from exchange_grpc.limits import RETRY_AFTER_MS
 from exchange_grpc.links import Links
 from exchange_grpc.message import Context, Kind, Message, Origin, Outcome
+from exchange_grpc.outbox import QueueFull
 from exchange_grpc.routing import HERE, Arrival, Failure, Router
 
 from .invariants import FORGED
@@ -65,9 +66,7 @@ class Node:
         self.wanted: dict[str, float] = {}  # whom it is to dial, and for how long again after a break
         self.kernel, self.ledger = Kernel(), Ledger(id)
         self.origin = Origin(id, round((WALL + world.now) * 1e6), WALL)
-        self.router = Router(
-            self.origin, self.kernel, self.ledger, balance=options.balance, draw=world.dice.randrange
-        )
+        self.router = Router(self.origin, self.kernel, self.ledger, balance=options.balance, draw=world.dice.randrange)
         self.router.observed = False
         self.router.relay = id in options.relays
         self._jobs: deque[Job] = deque()
@@ -176,14 +175,20 @@ class Node:
 
     def _transmit(self, to: str, message: Message) -> None:
         line = self.links.by_peer.get(to)
-        if line is not None:
-            line.channel.put(message)  # first: whatever the line does with it comes after
+        if line is None:
+            self.links.send(to, message)
+            return
+        line.channel.put(message)  # first: whatever the line does with it comes after
+        before, dropped = line.session.phase, line.session.out.dropped
         try:
             self.links.send(to, message)
-        except Exception:
-            if line is not None:
-                line.channel.take_back(message)
+        except QueueFull:
+            line.channel.take_back(message)
+            full = line.session.out.dropped == dropped
+            line.count("queue is full" if full else f"policy {line.session.out.policy}", before)
             raise
+        if line.session.out.dropped > dropped:
+            line.count(f"policy {line.session.out.policy}", before)
 
     def _announce(self, handles: Any, subscribes: Any, no_longer_handles: Any, no_longer_subscribes: Any) -> None:
         self.links.announce(

@@ -75,7 +75,8 @@ def draw(seed: int, dice: random.Random, **given: Any) -> Options:
     degree = {id: sum(id in pair for pair in pairs) for id in ids}
     relays = frozenset(id for id in ids if shape == "long" or degree[id] > 1 or dice.random() < 0.4)
     latency, window = dice.choice(SPEEDS[: 3 if shape == "long" else 4])
-    limits = _limits(dice)
+    misbehaviour = dice.choice((0.0, 0.0, 0.01, 0.05))
+    limits = _limits(dice, scarce=not misbehaviour)
     options: dict[str, Any] = {
         "seed": seed,
         "exchanges": size,
@@ -90,7 +91,7 @@ def draw(seed: int, dice: random.Random, **given: Any) -> Options:
         "window": window,
         "small": dice.choice((4, 16, 64, 1_024)),
         "slow": dice.choice((0.0, 0.2, 0.6)),
-        "misbehaviour": dice.choice((0.0, 0.0, 0.01, 0.05)),
+        "misbehaviour": misbehaviour,
         "messages": 200,
         "faults": dice.randrange(10, 16),
         "seconds": dice.choice((3.0, 6.0, 12.0)),
@@ -111,13 +112,16 @@ def _pairs(shape: str, ids: list[str], dice: random.Random) -> list[tuple[str, s
         return [(ids[(n - 1) // 2], ids[n]) for n in range(1, len(ids))]
     if shape == "hubs":  # three that know each other, and leaves with one or two of them
         hubs, leaves = ids[:3], ids[3:]
-        return [*combinations(hubs, 2), *((hub, leaf) for leaf in leaves for hub in dice.sample(hubs, dice.choice((1, 2))))]
+        return [
+            *combinations(hubs, 2),
+            *((hub, leaf) for leaf in leaves for hub in dice.sample(hubs, dice.choice((1, 2)))),
+        ]
     spanning = [(ids[dice.randrange(n)], ids[n]) for n in range(1, len(ids))]
     more = [pair for pair in combinations(ids, 2) if pair not in spanning] if len(ids) < 50 else []
     return spanning + dice.sample(more, min(len(more), dice.randrange(len(ids))))
 
 
-def _limits(dice: random.Random) -> Limits:
+def _limits(dice: random.Random, *, scarce: bool) -> Limits:
     credit = dice.choice((1, 2, 3, 8, 32, CREDIT_MESSAGES))
     heartbeat = dice.choice((1.0, 2.0, 5.0)) if credit > CROWDED else 5.0  # the longer a seed takes, the fewer
     limits = Limits(
@@ -130,8 +134,8 @@ def _limits(dice: random.Random) -> Limits:
         reconnect_max_seconds=dice.choice((0.2, 1.0)),
         credit_messages=credit,
     )
-    # Below what Limits allows, for the largest message must fit; ours have at most 2 KB.
-    object.__setattr__(limits, "credit_bytes", dice.choice((4_096, 16_384, CREDIT_BYTES)))
+    if scarce:  # below what Limits allows, for the largest message must fit; ours have at most 2 KB
+        object.__setattr__(limits, "credit_bytes", dice.choice((4_096, 16_384, CREDIT_BYTES)))
     return limits
 
 

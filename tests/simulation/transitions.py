@@ -13,8 +13,10 @@ from exchange_grpc.peer import Broken, Ended, Event, Opened, Phase, Resumed
 if TYPE_CHECKING:
     from .line import Line
 
-_FRAMES = "- - Hello Welcome Batch Ack Credit Interest Query Answer Ping Pong Reject Goodbye".split()
-_FRAMES = _FRAMES[1:]  # by the number of their field in Frame
+_FRAMES = (  # by the number of their field in Frame, from 1
+    "", "Hello", "Welcome", "Batch", "Ack", "Credit",
+    "Interest", "Query", "Answer", "Ping", "Pong", "Reject", "Goodbye",
+)  # fmt: skip
 
 
 class Count:
@@ -42,13 +44,15 @@ class Count:
             self(self._named(event), before)
 
     def _rejoined(self, peer: Introduction, me: Introduction, now: float) -> list[Event] | None:
-        before = self._line.session.phase
+        session = self._line.session
+        before, former = session.phase, bool(session._former_token) and peer.token == session._former_token
         events = self._rejoin(peer, me, now)
-        if events is None:
-            both = before is Phase.OPENING
-            self("refuses to be rejoined, for both dial" if both else "is contested", before)
+        if events is not None:
+            self(f"is rejoined{' by the former token' if former else ''}, {self._named(events[0])}", before)
+        elif before is Phase.OPENING:
+            self("refuses to be rejoined, for both dial", before)
         else:
-            self("is rejoined, " + self._named(events[0]), before)
+            self("is contested" if before is Phase.OPEN else "cannot be rejoined", before)
         return events
 
     def _named(self, event: Event) -> str:
@@ -76,4 +80,61 @@ def _cause(reason: str) -> str:
     return "a refusal"
 
 
-EVERY: tuple[str, ...] = ()
+EVERY = (
+    "away: Forgotten -> away",
+    "away: Missing -> away",
+    "away: closes -> away",
+    "away: dials again -> away",
+    "away: given up -> away",
+    "away: is rejoined by the former token, Resumed recovered -> open",
+    "away: is rejoined, Resumed anew -> open",
+    "away: is rejoined, Resumed recovered -> open",
+    "away: policy disconnect -> closed",
+    "away: policy drop_newest -> away",
+    "away: policy drop_oldest -> away",
+    "closed: disconnected -> closed",
+    "closed: revived -> closed",
+    "closing: Batch without effect -> closing",
+    "closing: Ended by the peer, ALREADY_EXISTS -> closed",
+    "closing: Ended by the peer, OK -> closed",
+    "closing: Ended by us, UNAVAILABLE -> closed",
+    "closing: Received -> closing",
+    "closing: cannot be rejoined -> closing",
+    "closing: closes -> closing",
+    "closing: disconnected -> closed",
+    "open: Batch without effect -> open",
+    "open: Broken by a gap -> away",
+    "open: Broken by silence -> away",
+    "open: Broken by silence while contested -> away",
+    "open: Ended by the peer, ALREADY_EXISTS -> closed",
+    "open: Ended by the peer, DATA_LOSS -> closed",
+    "open: Ended by the peer, OK -> closed",
+    "open: Ended by the peer, RESOURCE_EXHAUSTED -> closed",
+    "open: Ended by the peer, UNAVAILABLE -> closed",
+    "open: Ended by us, DATA_LOSS -> closed",
+    "open: Missing -> away",
+    "open: Received -> open",
+    "open: Rejected -> open",
+    "open: closes -> open",
+    "open: disconnected -> away",
+    "open: disconnected -> closed",
+    "open: is contested -> open",
+    "open: is rejoined, Resumed anew -> open",
+    "open: is rejoined, Resumed recovered -> open",
+    "open: policy disconnect -> closing",
+    "open: policy drop_newest -> open",
+    "open: policy drop_oldest -> open",
+    "open: queue is full -> open",
+    "opening: Broken by a refusal -> away",
+    "opening: Broken by a silent handshake -> away",
+    "opening: Ended by the peer, ALREADY_EXISTS -> closed",
+    "opening: Ended by us, DEADLINE_EXCEEDED -> closed",
+    "opening: Opened, dialled -> open",
+    "opening: Opened, was dialled -> opening",
+    "opening: Resumed anew -> open",
+    "opening: Resumed recovered -> open",
+    "opening: closes -> opening",
+    "opening: disconnected -> away",
+    "opening: disconnected -> closed",
+    "opening: refuses to be rejoined, for both dial -> opening",
+)

@@ -74,9 +74,7 @@ class Workload:
         dice = self._dice
         to = self._addressee(0.15) if kind is not Kind.PUBLISH else ""
         headers = {"key": dice.choice("pqr")} if dice.random() < 0.2 else {}
-        message = node.emit(
-            kind, name, to=to, seconds=self._seconds(), headers=headers, payload=dice.choice(_PAYLOADS)
-        )
+        message = node.emit(kind, name, to=to, seconds=self._seconds(), headers=headers, payload=dice.choice(_PAYLOADS))
         if kind is Kind.REQUEST and dice.random() < 0.15:
             later = dice.choice((0.0, 0.02, 0.5))
             self._world.after(later, node, lambda: node.cancel(message))

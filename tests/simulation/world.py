@@ -26,7 +26,9 @@ DIAL_SECONDS = 2.0  # an attempt that nobody answers
 class World:
     """All there is. `say` is told what happens, for people."""
 
-    def __init__(self, options: Options, dice: random.Random, law: "Law", say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, options: Options, dice: random.Random, law: "Law", say: Callable[[str], None] | None = None
+    ) -> None:
         self.options = options
         self.dice = dice
         self.law = law
