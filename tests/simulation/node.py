@@ -6,6 +6,7 @@ where handlers are slow; then it answers, answers late, fails, or never ends: `A
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -140,7 +141,8 @@ class Node:
             Kind.REPLY, FORGED, Context(), now, reply_to=request, last=True, payload=b'"forged"', to=to
         )
         self.ledger.note(reply)
-        self._transmit(to, reply)
+        with suppress(QueueFull):
+            self._transmit(to, reply)
         self.run()
 
     def _signal(self, name: str, value: Any) -> None:

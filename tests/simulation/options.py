@@ -75,8 +75,7 @@ def draw(seed: int, dice: random.Random, **given: Any) -> Options:
     degree = {id: sum(id in pair for pair in pairs) for id in ids}
     relays = frozenset(id for id in ids if shape == "long" or degree[id] > 1 or dice.random() < 0.4)
     latency, window = dice.choice(SPEEDS[: 3 if shape == "long" else 4])
-    misbehaviour = dice.choice((0.0, 0.0, 0.01, 0.05))
-    limits = _limits(dice, scarce=not misbehaviour)
+    limits = _limits(dice)
     options: dict[str, Any] = {
         "seed": seed,
         "exchanges": size,
@@ -91,7 +90,7 @@ def draw(seed: int, dice: random.Random, **given: Any) -> Options:
         "window": window,
         "small": dice.choice((4, 16, 64, 1_024)),
         "slow": dice.choice((0.0, 0.2, 0.6)),
-        "misbehaviour": misbehaviour,
+        "misbehaviour": dice.choice((0.0, 0.0, 0.01, 0.05)),
         "messages": 200,
         "faults": dice.randrange(10, 16),
         "seconds": dice.choice((3.0, 6.0, 12.0)),
@@ -121,21 +120,21 @@ def _pairs(shape: str, ids: list[str], dice: random.Random) -> list[tuple[str, s
     return spanning + dice.sample(more, min(len(more), dice.randrange(len(ids))))
 
 
-def _limits(dice: random.Random, *, scarce: bool) -> Limits:
+def _limits(dice: random.Random) -> Limits:
     credit = dice.choice((1, 2, 3, 8, 32, CREDIT_MESSAGES))
-    heartbeat = dice.choice((1.0, 2.0, 5.0)) if credit > CROWDED else 5.0  # the longer a seed takes, the fewer
+    heartbeat = dice.choice((1.0, 2.0, 5.0, 5.0)) if credit > CROWDED else 5.0  # the longer a seed takes, the fewer
     limits = Limits(
         handshake_seconds=dice.choice((0.5, 2.0)),
         heartbeat_seconds=heartbeat,
-        silence_seconds=heartbeat * dice.choice((2, 3)),
+        silence_seconds=heartbeat * (2 if heartbeat > 2 else dice.choice((2, 3))),
         away_seconds=dice.choice((0.2, 1.0, 4.0)),
         resume_seconds=dice.choice((1.0, 3.0, 6.0)),
         reconnect_min_seconds=0.1,
         reconnect_max_seconds=dice.choice((0.2, 1.0)),
         credit_messages=credit,
     )
-    if scarce:  # below what Limits allows, for the largest message must fit; ours have at most 2 KB
-        object.__setattr__(limits, "credit_bytes", dice.choice((4_096, 16_384, CREDIT_BYTES)))
+    # Below what Limits allows, for the largest message must fit; ours have at most 2 KB.
+    object.__setattr__(limits, "credit_bytes", dice.choice((4_096, 16_384, CREDIT_BYTES)))
     return limits
 
 

@@ -20,8 +20,9 @@ from .options import CROWDED, Options, draw, scaled
 from .workload import NAMES, Workload
 from .world import World
 
-_SPEAKERS = 20  # in a large world not everybody speaks in the end
-_SETTLE = 8.0  # seconds, beyond silence and resume: the longest deadline and the last dialling are over by then
+_SPEAKERS = 8  # in a large world not everybody speaks in the end
+_A_WHILE = 0.3
+_SETTLE = 7.0  # seconds, beyond silence and resume: the longest deadline and the last dialling are over by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def _once_more(world: World) -> None:
         node.patient = True
     speakers = world.living()
     for node in speakers if len(speakers) <= _SPEAKERS else world.dice.sample(speakers, _SPEAKERS):
-        world.run(0.5)
+        world.run(_A_WHILE)
         name = world.dice.choice(NAMES)
         asked = node.emit(Kind.REQUEST, name, seconds=4.0)
         published = node.emit(Kind.PUBLISH, name, seconds=4.0)

@@ -7,7 +7,6 @@ chance will have it, and each end hears of it, sooner or later.
 A bad transport does more, to frames that stand it (`STANDS`):
 
 * A Batch may be lost, doubled or overtaken: its number tells. At worst the connection breaks and the session goes on.
-  But one that comes twice is counted twice against credit in bytes, as the protocol has it; so these are plenty then.
 * An Ack may be: it is cumulative. So may a Pong and a Ping: they are asked again.
 * A Credit may be doubled or overtaken, never lost: nobody says it again, and the sender would wait for ever.
 * Sooner or later a transport that loses frames loses the connection: what is lost last has nothing behind it to tell.
