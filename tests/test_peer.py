@@ -1682,3 +1682,9 @@ def test_a_goodbye_that_does_not_say_what_was_taken_leaves_it_uncertain() -> Non
     assert two.me.receive(wire.encode(Goodbye(exchange="you")), two.now) == [Ended(Code.OK, "", "you")]
     assert two.me.lost() == ([taken.id, sent.id], [])
     assert [type(frame) for frame in said(two.me)] == [Goodbye]
+
+
+def test_a_gap_is_waited_for_from_when_it_was_found() -> None:
+    two = Two()
+    two.you.receive(batch(packed(), seq=2), NOW + 3)
+    assert two.you.next_deadline() == NOW + 3 + AWAY_SECONDS
