@@ -35,6 +35,15 @@ def _require_tool(name: str) -> str:
     pytest.skip(missing)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How fast seeds were played, by all workers together."""
+    passed = terminalreporter.stats.get("passed", [])
+    played = [value for report in passed for name, value in report.user_properties if name == "seeds"]
+    if played:
+        seeds, seconds = map(sum, zip(*played, strict=True))
+        terminalreporter.write_line(f"{seeds} seeds, {seeds / seconds:.0f} for each second of a core")
+
+
 @pytest.fixture(params=["local", "grpc"])
 async def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A world whose links are of one kind, then of the other."""

@@ -65,7 +65,7 @@ def _shown(value: Any) -> str:
 def draw(seed: int, dice: random.Random, **given: Any) -> Options:
     """What the seed stands for; `given` are options that are set by hand."""
     shape = given.pop("shape", None) or dice.choices(SHAPES, (3, 3, 3, 5, 3, 3, 1))[0]
-    size = given.pop("exchanges", None) or (LONG if shape == "long" else dice.choice((5, 5, 5, 6, 6, 7, 8)))
+    size = given.pop("exchanges", None) or (LONG if shape == "long" else dice.choice((5, 5, 5, 5, 6, 6, 7)))
     ids = [f"n{n}" for n in range(size)]
     pairs = _pairs(shape, ids, dice)
     links: list[tuple[str, str]] = []
@@ -122,7 +122,9 @@ def _pairs(shape: str, ids: list[str], dice: random.Random) -> list[tuple[str, s
 
 def _limits(dice: random.Random) -> Limits:
     credit = dice.choice((1, 2, 3, 8, 32, CREDIT_MESSAGES))
-    heartbeat = dice.choice((1.0, 2.0, 5.0, 5.0)) if credit > CROWDED else 5.0  # the longer a seed takes, the fewer
+    heartbeat = (
+        dice.choice((1.0, 2.0, 5.0, 5.0, 5.0)) if credit > CROWDED else 5.0
+    )  # the longer a seed takes, the fewer
     limits = Limits(
         handshake_seconds=dice.choice((0.5, 2.0)),
         heartbeat_seconds=heartbeat,
