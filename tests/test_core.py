@@ -44,5 +44,5 @@ def test_mistakes_are_noticed(tmp_path: Path) -> None:
     noticed = counts["killed"] + counts["timeout"]
     tried = noticed + counts["survived"] + counts["suspicious"] + counts["no_tests"]
     print(*alive, f"{noticed} of {tried} mistakes were noticed", sep="\n")
-    assert tried > 200
+    assert tried > 100
     assert noticed * 100 >= tried * NOTICED, alive
