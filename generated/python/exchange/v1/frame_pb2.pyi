@@ -212,7 +212,9 @@ class Hello(_message.Message):
 
     @_builtins.property
     def credit(self) -> Global___Credit:
-        """The first credit. Absent: no limit by credit. Whoever gives credit also keeps to what he is given."""
+        """The first credit. Absent: no limit by credit. Whoever gives credit also keeps to what he is given. If the
+        session is not recovered, what it says beyond `received` and `received_bytes` counts for the new one.
+        """
 
     def __init__(
         self,
