@@ -96,12 +96,29 @@ class End:
         self.wire = deque()
 
 
+class Book(Ledger):
+    """A ledger that takes nothing for granted of what is written into it."""
+
+    def __init__(self, mesh: "Mesh", exchange: str) -> None:
+        super().__init__(exchange)
+        self._mesh = mesh
+
+    def record(
+        self, id: str, at: float, outcome: Outcome, *, by: str = "", seconds: float = 0.0, reason: str = ""
+    ) -> None:
+        assert isinstance(id, str)
+        assert abs(at - WALL - self._mesh.now) < 60, "everything is written down when it happens"
+        assert isinstance(by, str)
+        assert reason or outcome <= Outcome.FORWARDED, "what did not end well has a reason"
+        super().record(id, at, outcome, by=by, seconds=seconds, reason=reason)
+
+
 class Node:
     """One exchange of the mesh: the shipped core, and what a loop and handlers would be."""
 
     def __init__(self, mesh: "Mesh", id: str, relay: bool, balance: str, draw: Callable[[int], int]) -> None:
         self.mesh, self.id = mesh, id
-        self.kernel, self.ledger, self.origin = Kernel(), Ledger(id), Origin(id, 1, WALL)
+        self.kernel, self.ledger, self.origin = Kernel(), Book(mesh, id), Origin(id, 1, WALL)
         self.router = Router(self.origin, self.kernel, self.ledger, balance=balance, draw=draw)
         self.router.relay = relay
         self.ends: dict[str, End] = {}
@@ -119,6 +136,7 @@ class Node:
         self._inbox: deque[tuple[Message, str | None]] = deque()
         self._revision = 0
         self.kernel.failed = self._broke
+        self.kernel.unhandled = lambda name, value: self._broke(name, value, LookupError(name))
         self.kernel.immediate.update(
             {
                 "deliver": lambda value, sig, state: self._deliver(*value),
@@ -129,7 +147,7 @@ class Node:
                 "dispatched": lambda value, sig, state: self.dispatched[value[0].id].append(value[1]),
                 "withdraw": lambda value, sig, state: self.withdrawn.append(value),
                 "message.unhandled": lambda value, sig, state: self.unhandled.append(value),
-                "observed": lambda value, sig, state: self.observed.append(value),
+                "observed": lambda value, sig, state: self.observed.append((Seen(value[0]), value[1])),
             }
         )
 
@@ -261,7 +279,7 @@ class Node:
             error = problem if isinstance(problem, RequestError) else HandlerFailed("it failed", at=self.id)
         now = self.mesh.now
         outcome = Outcome.HANDLED if error is None else Outcome.FAILED
-        self.ledger.record(message.id, now + WALL, outcome, by=message.name)
+        self.ledger.record(message.id, now + WALL, outcome, by=message.name, reason=str(error or ""))
         if message.kind is Kind.SEND and error is not None:
             self.kernel.sig("failed", Failure(message, link, outcome, error, now))
         elif message.kind is Kind.REQUEST and isinstance(result, Several) and message.many:

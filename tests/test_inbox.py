@@ -42,6 +42,12 @@ def test_each_is_taken_once_in_order() -> None:
     assert into.received_bytes == 30, "not of a frame that came twice: its sender counts it once"
 
 
+def test_nobody_is_told_before_he_has_asked_for_it() -> None:
+    into = Inbox(LIMITS)
+    took(into, "a")
+    assert into.ack_due is None
+
+
 def test_who_does_not_count_is_counted() -> None:
     into = inbox()
     assert took(into, "ab") == (1, "ab")

@@ -12,8 +12,9 @@ from exchange_grpc.ledger import Ledger
 from exchange_grpc.limits import AWAY_SECONDS, CONTEST_SECONDS, RESUME_SECONDS, SILENCE_SECONDS, Limits
 from exchange_grpc.links import Links
 from exchange_grpc.message import Context, Kind, Message, Origin
-from exchange_grpc.peer import Broken, Event, Phase, QueueFull, Session
+from exchange_grpc.peer import Broken, Ended, Event, Phase, QueueFull, Session
 from exchange_grpc.routing import Arrival, Router
+from exchange_grpc.version import AGENT
 
 SIGNALS = (
     "arrived", "peer.connect", "peer.away", "peer.disconnect", "peer.interest", "peer.asked", "peer.answered",
@@ -64,6 +65,7 @@ class Side:
             run=self.run, **links,
         )  # fmt: skip
         self.running = False
+        self.kernel.unhandled = lambda name, value: self.signals.append((f"{name}, which nobody handles", value))
         for name in SIGNALS:
             self.kernel.delayed[name] = self.noting(name, self.kernel.delayed[name] if routes else None)
         self.kernel.immediate["transmit"] = lambda value, sig, state: self.links.send(*value)
@@ -211,7 +213,8 @@ def test_a_link_is_told_of_and_used(pair: Pair) -> None:
     assert line.settled_as == "b"
     (neighbour,) = a.heard("peer.connect")
     assert (neighbour.id, neighbour.relay) == ("b", False)
-    assert (a.tellings(), b.tellings()) == (["peer.connected b"], ["peer.connected a"])
+    assert a.told == [("peer.connected", {"id": "b", "agent": AGENT, "relay": False})]
+    assert b.tellings() == ["peer.connected a"]
     assert a.links.introduction_of("b").exchange == "b"
     woken = line.wakes
     a.send("b")
@@ -240,7 +243,8 @@ def test_a_refusal_names_the_link(world: World, pair: Pair) -> None:
     a.links.send("b", forged)
     world.settle()
     (rejection,) = a.heard("rejected")
-    assert (rejection.link, rejection.id) == ("b", forged.id)
+    assert (rejection.link, rejection.id, rejection.now) == ("b", forged.id, world.now)
+    assert rejection.error.reason == "INVALID_MESSAGE"
 
 
 def test_what_expired_is_told(world: World, pair: Pair) -> None:
@@ -317,8 +321,18 @@ def test_who_is_away_is_dialled_anew(world: World, pair: Pair) -> None:
 def test_a_stranger_with_the_id_of_a_live_peer_is_told_when_to_come_back(world: World, pair: Pair) -> None:
     a, b, line = pair
     stranger = world.line(Side(world, "a"), dialled=True)
-    world.connect(stranger, b)
-    assert stranger.session.phase is Phase.CLOSED
+    world.connect(stranger, b, settle=False)
+    while stranger.session.phase is not Phase.CLOSED:
+        other = stranger.other
+        assert other is not None
+        world.bring(stranger)
+        data, _ = other.session.data_to_send(world.now)
+        if data is not None:
+            (ended,) = stranger.session.receive(data, world.now)
+            assert isinstance(ended, Ended)
+            assert (ended.code, ended.reason) == (Code.ALREADY_EXISTS, "a is linked to b already")
+            assert ended.retry_after_ms == CONTEST_SECONDS * 1_000
+    world.settle()
     assert line.session.phase is Phase.OPEN
     line.other.other = None  # type: ignore[union-attr]  # what it says is not heard
     line.other = None
@@ -473,6 +487,7 @@ def test_a_peer_cannot_come_back_by_the_name_of_another(world: World, pair: Pair
     (lost,) = a.heard("peer.disconnect")
     assert (lost.id, lost.unsent, lost.expected) == ("b", [unsent], False)
     assert a.heard("reroute") == [("c", [unsent], world.now)]
+    assert not line.side.links._faces.keys() & {line}
 
 
 # ----------------------------------------------------------------------------------------------------- the end
@@ -524,6 +539,7 @@ def test_who_is_given_up_is_not_expected_any_more(world: World, pair: Pair) -> N
     assert a.heard("peer.disconnect")[-1].expected
     line.session.goodbye()
     a.links.gave_up(line, "it was not back within 9 s")
+    assert {name for name, _ in a.signals} <= {"peer.connect", "peer.away", "peer.disconnect"}
     assert not a.heard("peer.disconnect")[-1].expected
     assert a.told[-1] == ("peer.gave_up", {"id": "b", "reason": "it was not back within 9 s"})
     assert a.links.by_peer == a.links.peers == {}

@@ -532,3 +532,22 @@ def test_nothing_makes_room_for_what_is_refused_anyway(monkeypatch: pytest.Monke
     with pytest.raises(QueueFull):
         put(out, made("d", payload=b'"%s"' % (b"x" * 1_000)))
     assert (out.load()[0], out.dropped) == (3, 0)
+
+
+def test_what_leaves_is_counted_in_bytes_over_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = filled("ab")
+    first, second = (len(out.batch(1, NOW)[0] or b"") for _ in range(2))
+    assert out._sent_bytes == first + second
+    out.resumed(0, 0)
+    size = sum(entry.size for entry in out._again) // 2
+    assert frames(out, room=2 * size) == [(1, "ab")], "both fit exactly"
+    monkeypatch.setattr("exchange_grpc.outbox.UNACKED_BYTES", 2 * size)
+    put(out, made("c"))
+    assert frame(out) is None, "what has left again is kept as well"
+
+
+def test_a_session_begins_without_a_peer() -> None:
+    out = Outbox()
+    put(out, made("a"))
+    frame(out)
+    assert out.unacknowledged == 0, "nothing is kept for one who has not said that he acknowledges"

@@ -1667,3 +1667,24 @@ def test_one_who_reads_nothing_hears_no_more_changes(monkeypatch: pytest.MonkeyP
     assert [type(frame) for frame in frames] == [Interest, Interest, Goodbye]
     assert isinstance(frames[-1], Goodbye)
     assert frames[-1].code is Code.RESOURCE_EXHAUSTED
+
+
+def test_a_goodbye_that_does_not_say_what_was_taken_leaves_it_uncertain() -> None:
+    two = Two()
+    taken, sent = two.send("a")[0], made()
+    two.now += ACK_SECONDS
+    two.pass_on()
+    two.now += ACK_SECONDS
+    two.pass_on()
+    assert two.me.out.unacknowledged == 0
+    two.me.send(sent)
+    list(out(two.me))
+    assert two.me.receive(wire.encode(Goodbye(exchange="you")), two.now) == [Ended(Code.OK, "", "you")]
+    assert two.me.lost() == ([taken.id, sent.id], [])
+    assert [type(frame) for frame in said(two.me)] == [Goodbye]
+
+
+def test_a_gap_is_waited_for_from_when_it_was_found() -> None:
+    two = Two()
+    two.you.receive(batch(packed(), seq=2), NOW + 3)
+    assert two.you.next_deadline() == NOW + 3 + AWAY_SECONDS
