@@ -12,7 +12,9 @@ End to end:
 5. A send or a request is handled at most once in all of the mesh, a request to many once by each, a publication once
    by each subscriber and life. Nothing makes an exception: what is uncertain is told, and never sent again.
 6. A request ends exactly once, if whoever asked lives that long, by an answer of whoever was asked.
-7. A send is handled, or somebody's ledger says what became of it, or it was with an exchange that crashed.
+7. A send is handled, or somebody's ledger says what became of it; also if it was with an exchange that crashed, for
+   who had sent it there knows that it was not settled. (But nobody does after a
+   Goodbye, or where some cannot resume, or if two that had it crash.)
 8. What one exchange sends to another under one name, by one way, is handled in order, as long as nothing happens to
    any link in the meantime.
 9. No message makes more than 16 hops or visits an exchange twice. A broadcast makes one.
@@ -146,9 +148,10 @@ class Law:
         self._withdrawn: set[str] = set()
         self._handled: dict[str, set[Node]] = defaultdict(set)
         self._bad: dict[str, Outcome] = {}
-        self._had: dict[Node, set[str]] = defaultdict(set)
+        self._had: dict[Node, dict[str, tuple[Line, str]]] = defaultdict(dict)  # by whom, in which session
         self._lies: set[str] = set()  # replies of somebody who had no such request
-        self._excused: set[str] = set()  # they were with an exchange that has crashed
+        self._crashed: set[str] = set()  # they were with an exchange that has crashed
+        self._excused: set[str] = set()
         self._last: dict[tuple[Any, ...], tuple[int, float]] = {}
         self._restless = 0.0  # when something has last happened to a link, or to what is offered
         self._channels: dict[Node, list[Channel]] = defaultdict(list)
@@ -213,7 +216,7 @@ class Law:
             if isinstance(event, Received) and sender is not None:
                 had = self._had[line.node]
                 for message in event.messages:
-                    had.add(message.id)
+                    had[message.id] = (sender, sender.session._session)
                     if message.name == FORGED:
                         self._hears_a_lie(line, message)
                     sender.channel.taken(message)
@@ -324,7 +327,10 @@ class Law:
     def crashed(self, node: "Node") -> None:
         """All that it had is gone with it."""
         self._restless = self.world.now
-        self._excused.update(self._had.pop(node, ()))
+        for id, (sender, session) in self._had.pop(node, {}).items():
+            if self.world.options.simple or sender.session._session != session or id in self._crashed:
+                self.excuse(id)
+            self._crashed.add(id)
         self._channels.pop(node, None)
 
     # --------------------------------------------------------------------------------------------- now and then
