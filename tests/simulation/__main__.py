@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from .invariants import Broken
@@ -19,7 +20,8 @@ def main() -> int:
     parser.add_argument("--transitions", action="store_true", help="count the transitions")
     asked = parser.parse_args()
     given: dict[str, Any] = {key: getattr(asked, key) for key in ("exchanges", "shape") if getattr(asked, key)}
-    began, failed, transitions, messages = time.perf_counter(), 0, {}, 0
+    began, failed, messages = time.perf_counter(), 0, 0
+    transitions: Counter[str] = Counter()
     for seed in range(asked.seed, asked.seed + asked.count):
         try:
             report = play(seed, print if asked.tell else None, **given)
@@ -28,8 +30,7 @@ def main() -> int:
             failed += 1
             continue
         messages += report.messages
-        for name, count in report.transitions.items():
-            transitions[name] = transitions.get(name, 0) + count
+        transitions += report.transitions
         if asked.count == 1:
             print(report.options)
             print(

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from exchange_grpc import routing
-from exchange_grpc.discovery import Discovery, Once
+from exchange_grpc import discovery, routing
+from exchange_grpc.discovery import Discovery
 from exchange_grpc.frames import Ack
 from exchange_grpc.inbox import Inbox
 from exchange_grpc.limits import HOPS
@@ -99,13 +99,7 @@ def lost_interest_on_resume(patch: pytest.MonkeyPatch) -> None:
 
 def unbounded_seen_set(patch: pytest.MonkeyPatch) -> None:
     """An id is never forgotten."""
-
-    def first(self: Once, id: str, now: float) -> bool:
-        new = id not in self._until
-        self._until.setdefault(id, now + 60.0)
-        return new
-
-    patch.setattr(Once, "first", first)
+    patch.setattr(discovery, "SEEN_SECONDS", 1e9)
 
 
 def timer_not_rearmed(patch: pytest.MonkeyPatch) -> None:
