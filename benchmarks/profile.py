@@ -54,10 +54,11 @@ class Sampler:
     def end(self) -> dict[str, Any]:
         """The seconds of the process, of its main thread, and of every function."""
         signal.setitimer(signal.ITIMER_REAL, 0)
+        spent, self._spent = self._spent, Counter()  # the collector may still add to it, at any moment
         return {
             "process": time.process_time() - self._process,
             "thread": time.thread_time() - self._began,
-            "functions": [[room, name, seconds] for (room, name), seconds in self._spent.items()],
+            "functions": [[room, name, seconds] for (room, name), seconds in spent.items()],
         }
 
     def _sample(self, number: int, frame: FrameType | None) -> None:
