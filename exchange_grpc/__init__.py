@@ -46,6 +46,7 @@ from .errors import (
     UnknownName,
 )
 from .exchange import Exchange, Peer
+from .limits import Limits
 from .message import Hop, Kind, Message, Outcome, Seen
 from .remote import RemoteState, StateValue
 from .replies import Replies
@@ -67,6 +68,7 @@ __all__ = [
     "InvalidMessage",
     "Kind",
     "LimitExceeded",
+    "Limits",
     "LinkError",
     "Message",
     "Outcome",

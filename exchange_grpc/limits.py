@@ -104,7 +104,7 @@ HOPS_OF_A_QUESTION = HOPS  # a message could not go further anyway
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits of one exchange that can be set: `Exchange("hub", limits=Limits(silence_seconds=3))`.
+    """The limits of one exchange that can be set: `Exchange("hub", limits=Limits(away_seconds=3))`.
 
     Each is a positive number, by default the constant of the same name. Raises ValueError for what cannot work.
     """

@@ -93,7 +93,7 @@ def test_the_kernel_imports_nothing_of_the_package() -> None:
 def test_the_public_names_are_these() -> None:
     assert sorted(exchange_grpc.__all__) == [
         "AddressError", "Cancelled", "CircularDependency", "Code", "DeadlineExceeded", "Exchange",
-        "ExchangeError", "HandlerFailed", "Hop", "InvalidMessage", "Kind", "LimitExceeded", "LinkError",
+        "ExchangeError", "HandlerFailed", "Hop", "InvalidMessage", "Kind", "LimitExceeded", "Limits", "LinkError",
         "Message", "Outcome", "Peer", "Refused", "RemoteState", "Replies", "RequestError", "Seen", "SideEffect",
         "State", "StateError", "StateValue", "SubscriberError", "Unavailable", "Unhandled", "UnknownName",
         "__version__",

@@ -7,7 +7,7 @@
     accepts = ["target"]
 
     [limits]
-    silence_seconds = 5
+    away_seconds = 3
 
     [state]
     total = 0
@@ -25,8 +25,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import Exchange, ExchangeError
-from ..limits import Limits
+from .. import Exchange, ExchangeError, Limits
 from . import demo
 from .console import DEFAULT, USAGE, fail
 from .logs import FORMATS, LEVELS

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from .. import AddressError, Exchange, LinkError, Peer
-from ..limits import Limits
+from .. import AddressError, Exchange, Limits, LinkError, Peer
 from . import demo as demos
 from . import logs
 from .config import Config, blame, load
@@ -75,7 +74,7 @@ def serve(context: click.Context, /, path: str | None, **_: Any) -> None:
       exports = ["total", "goal"]     what peers may read and watch
       accepts = ["goal"]              what they may set
       [limits]                        see docs/limits.md
-      silence_seconds = 5
+      away_seconds = 3
       [state]
       total = 0
       goal = 100
