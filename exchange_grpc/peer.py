@@ -161,7 +161,7 @@ class Backoff:
 
     def broke(self, now: float) -> None:
         """... and gone."""
-        if now - self._made >= self._limits.reconnect_max_seconds:
+        if now - self._made >= self._limits.reconnect_min_seconds:
             self._attempts = 0
         self._made = inf  # an attempt that comes to nothing was never made
 

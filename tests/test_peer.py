@@ -1162,8 +1162,8 @@ def test_the_first_attempt_is_at_once_and_the_pauses_grow() -> None:
 
 
 def test_a_link_that_lasts_begins_anew_with_its_pauses() -> None:
-    backoff = Backoff(Limits(reconnect_max_seconds=1), lambda: 1.0)
-    for lasted, first in ((60, True), (0.999, False), (1, True)):
+    backoff = Backoff(Limits(reconnect_min_seconds=0.1), lambda: 1.0)
+    for lasted, first in ((60, True), (0.099, False), (0.101, True)):
         backoff.made(NOW)
         backoff.broke(NOW + lasted)
         assert (backoff.next() == 0) is first
