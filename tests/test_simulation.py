@@ -20,10 +20,6 @@ from simulation.transitions import EVERY
 SEEDS = 2_000  # in each run of the tests
 CHUNKS = 20  # which workers share
 DRILL_SEEDS = int(os.environ.get("EXCHANGE_SEEDS", 12_000))  # two cores play about 20 a second
-KNOWN = {  # seeds that break the law, and what they say: to be mended; each must still fail
-    4_526: "nobody has handled a send, and nobody says why",
-    14_382: "nobody has handled a request",
-}
 TESTS = Path(__file__).parent
 
 
@@ -76,8 +72,8 @@ def test_every_seed_keeps_the_law(chunk: int, shared: Path, record_property: Cal
 @pytest.mark.timeout(14_400)
 def test_very_many_seeds_keep_the_law(capsys: pytest.CaptureFixture[str]) -> None:
     began, size = time.monotonic(), 250
-    seeds = [seed for seed in range(SEEDS, SEEDS + DRILL_SEEDS) if seed not in KNOWN]
-    chunks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+    end = SEEDS + DRILL_SEEDS
+    chunks = [range(start, min(start + size, end)) for start in range(SEEDS, end, size)]
     taken: Counter[str] = Counter()
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
         for more in processes.map(transitions_of, chunks):
@@ -86,12 +82,6 @@ def test_very_many_seeds_keep_the_law(capsys: pytest.CaptureFixture[str]) -> Non
     with capsys.disabled():
         print(f"{DRILL_SEEDS} seeds in {seconds:.0f} s, {DRILL_SEEDS / seconds:.0f} a second")
     check_transitions(taken)
-
-
-@pytest.mark.parametrize("seed", KNOWN)
-def test_a_known_seed_still_breaks_the_law(seed: int) -> None:
-    with pytest.raises(Broken, match=f"seed {seed} .*nobody has handled"):
-        play(seed)
 
 
 def test_a_seed_is_a_history() -> None:

@@ -16,6 +16,7 @@ class Faults:
         self._world = world
         self._dice = world.dice
         self._furnish = furnish
+        self._over = False
         self._kinds = (
             self._lose, self._lose, self._lose, self._partition, self._isolate, self._freeze,
             self._crash, self._stop, self._part, self._dial_across,
@@ -29,6 +30,7 @@ class Faults:
     def over(self) -> None:
         """All are over: what was parted is together, what was frozen goes on, and who has crashed is there again."""
         world = self._world
+        self._over = True
         world.misbehaviour = 0.0
         for wire in [wire for wire in world.wires if wire.has_lost]:
             wire.lose()
@@ -52,7 +54,7 @@ class Faults:
         return node
 
     def _soon(self) -> float:
-        return self._dice.choice((0.05, 0.3, 1.0, 3.0, 8.0))
+        return 0.05 if self._over else self._dice.choice((0.05, 0.3, 1.0, 3.0, 8.0))
 
     def _somebody(self) -> Node | None:
         living = [node for node in self._world.living() if not node.frozen]

@@ -13,8 +13,8 @@ End to end:
    by each subscriber and life. Nothing makes an exception: what is uncertain is told, and never sent again.
 6. A request ends exactly once, if whoever asked lives that long, by an answer of whoever was asked.
 7. A send is handled, or somebody's ledger says what became of it; also if it was with an exchange that crashed, for
-   who had sent it there knows that it was not settled. (But nobody does after a
-   Goodbye, or where some cannot resume, or if two that had it crash.)
+   who had sent it there knows that it was not settled. (But nobody does if whoever crashes has said goodbye, or
+   cannot resume, or if two that had it crash.)
 8. What one exchange sends to another under one name, by one way, is handled in order, as long as nothing happens to
    any link in the meantime.
 9. No message makes more than 16 hops or visits an exchange twice. A broadcast makes one.
@@ -148,7 +148,7 @@ class Law:
         self._withdrawn: set[str] = set()
         self._handled: dict[str, set[Node]] = defaultdict(set)
         self._bad: dict[str, Outcome] = {}
-        self._had: dict[Node, dict[str, tuple[Line, str]]] = defaultdict(dict)  # by whom, in which session
+        self._had: dict[Node, dict[str, tuple[Line, Line, str]]] = defaultdict(dict)  # by whom, in which session
         self._lies: set[str] = set()  # replies of somebody who had no such request
         self._crashed: set[str] = set()  # they were with an exchange that has crashed
         self._excused: set[str] = set()
@@ -216,7 +216,7 @@ class Law:
             if isinstance(event, Received) and sender is not None:
                 had = self._had[line.node]
                 for message in event.messages:
-                    had[message.id] = (sender, sender.session._session)
+                    had[message.id] = (line, sender, sender.session._session)
                     if message.name == FORGED:
                         self._hears_a_lie(line, message)
                     sender.channel.taken(message)
@@ -327,8 +327,9 @@ class Law:
     def crashed(self, node: "Node") -> None:
         """All that it had is gone with it."""
         self._restless = self.world.now
-        for id, (sender, session) in self._had.pop(node, {}).items():
-            if self.world.options.simple or sender.session._session != session or id in self._crashed:
+        for id, (line, sender, session) in self._had.pop(node, {}).items():
+            unsettled = sender.session._session == session and not line.session.leaves
+            if self.world.options.simple or not unsettled or id in self._crashed:
                 self.excuse(id)
             self._crashed.add(id)
         self._channels.pop(node, None)
