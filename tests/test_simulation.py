@@ -19,7 +19,7 @@ from simulation.transitions import EVERY
 
 SEEDS = 2_000  # in each run of the tests
 CHUNKS = 20  # which workers share
-DRILL_SEEDS = int(os.environ.get("EXCHANGE_SEEDS", 12_000))  # two cores play about 20 a second
+DRILL_SEEDS = int(os.environ.get("EXCHANGE_SEEDS", 50_000))  # two cores play about 30 a second
 TESTS = Path(__file__).parent
 
 
