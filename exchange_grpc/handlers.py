@@ -32,8 +32,8 @@ from typing import Any, TypeVar
 from .errors import Code, HandlerFailed, InvalidMessage, Refused, RequestError
 from .limits import DRAIN_SECONDS, HANDLER_CONCURRENCY, HANDLER_QUEUE, HANDLER_THREADS, HANDLER_TURN_SECONDS
 from .message import Context, Kind, Message, Outcome
+from .outbox import QueueFull
 from .patterns import LOCAL_EVENTS, RESERVED, PatternMap, check_name, check_pattern
-from .peer import QueueFull
 from .wire import refused
 
 Function = Callable[..., Any]

@@ -18,7 +18,7 @@ from .frames import PROTOCOL, Answer, Interest, Introduction, Query, Reject
 from .kernel import Kernel
 from .limits import CONTEST_SECONDS, LINKS, LINKS_PER_ADDRESS
 from .message import Kind, Message
-from .outbox import DISCONNECT
+from .outbox import DISCONNECT, QueueFull
 from .patterns import RESERVED
 from .peer import (
     FEATURES,
@@ -29,7 +29,6 @@ from .peer import (
     Missing,
     Opened,
     Phase,
-    QueueFull,
     Received,
     Rejected,
     Resumed,

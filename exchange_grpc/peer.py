@@ -50,9 +50,7 @@ from .frames import (
 from .inbox import Gap, Inbox
 from .limits import ACK_SECONDS, CONTEST_SECONDS, CONTROL_FRAMES, NAMES_PER_PEER, Limits
 from .message import Kind, Message
-from .outbox import AROUND, WAIT, Outbox, QueueFull
-
-__all__ = ["QueueFull"]  # for those who send
+from .outbox import AROUND, WAIT, Outbox
 
 VALUE = "value"  # the feature: payloads are wanted as `value`
 RESUME = "resume"  # ... it acknowledges, and may resume
@@ -699,6 +697,11 @@ class Session:
             self._goodbye = Goodbye(code, reason, retry_after_ms, stay_away)
         elif self.phase is Phase.AWAY:
             self.phase = Phase.CLOSED
+
+    def may_return(self, ended: Ended) -> bool:
+        """Whether this end was the peer's wish, and dialling it again is of use."""
+        refused = ended.stay_away or ended.code is Code.ALREADY_EXISTS
+        return not refused and not self.leaves and ended.by != self.me.exchange
 
     def data_to_send(self, now: float) -> tuple[bytes | None, list[Message]]:
         """The bytes of the next frame to write, or None; and messages whose time ended in the queue."""

@@ -29,7 +29,8 @@ from exchange_grpc.frames import Answer, Interest, Introduction, Query
 from exchange_grpc.kernel import Kernel
 from exchange_grpc.ledger import Ledger
 from exchange_grpc.message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
-from exchange_grpc.peer import FEATURES, Ended, Opened, QueueFull, Received, Rejected, Resumed, Session
+from exchange_grpc.outbox import QueueFull
+from exchange_grpc.peer import FEATURES, Ended, Opened, Received, Rejected, Resumed, Session
 from exchange_grpc.routing import HERE, Arrival, Failure, Lost, Neighbour, Rejection, Router
 
 Handler = Callable[[Message], Any]

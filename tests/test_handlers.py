@@ -13,7 +13,7 @@ from world import soon, until
 from exchange_grpc.handlers import Handlers, Run, current
 from exchange_grpc.limits import HANDLER_TURN_SECONDS
 from exchange_grpc.message import Kind, Message, Outcome
-from exchange_grpc.peer import QueueFull
+from exchange_grpc.outbox import QueueFull
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
 

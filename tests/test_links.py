@@ -12,7 +12,8 @@ from exchange_grpc.ledger import Ledger
 from exchange_grpc.limits import AWAY_SECONDS, CONTEST_SECONDS, RESUME_SECONDS, SILENCE_SECONDS, Limits
 from exchange_grpc.links import Links
 from exchange_grpc.message import Context, Kind, Message, Origin
-from exchange_grpc.peer import Broken, Ended, Event, Phase, QueueFull, Session
+from exchange_grpc.outbox import QueueFull
+from exchange_grpc.peer import Broken, Ended, Event, Phase, Session
 from exchange_grpc.routing import Arrival, Router
 from exchange_grpc.version import AGENT
 

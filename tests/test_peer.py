@@ -45,6 +45,7 @@ from exchange_grpc.limits import (
     Limits,
 )
 from exchange_grpc.message import Context, Hop, Kind, Message, Origin
+from exchange_grpc.outbox import QueueFull
 from exchange_grpc.peer import (
     FEATURES,
     Backoff,
@@ -55,7 +56,6 @@ from exchange_grpc.peer import (
     Missing,
     Opened,
     Phase,
-    QueueFull,
     Received,
     Rejected,
     Resumed,

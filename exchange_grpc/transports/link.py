@@ -262,17 +262,9 @@ class Link:
 
     def _session_over(self, reason: str) -> None:
         ended = self.ended
-        planned = (
-            ended is not None
-            and not self.session.leaves
-            and not ended.stay_away
-            and ended.code is not Code.ALREADY_EXISTS
-            and ended.by != self.session.me.exchange
-        )
         if not self.opening.done():
             self._refused(reason)
-        elif self._retry and not self._leaving and planned:
-            assert ended is not None
+        elif self._retry and not self._leaving and ended is not None and self.session.may_return(ended):
             self._owner.ended(self, reason, returns=True)
             self.session.revive(self.now())
             self.ended = None

@@ -99,16 +99,8 @@ class Line:
 
     def _session_over(self, reason: str) -> None:
         ended, links = self.ended, self.node.links
-        planned = (
-            ended is not None
-            and not self.session.leaves
-            and not ended.stay_away
-            and ended.code is not Code.ALREADY_EXISTS
-            and ended.by != self.session.me.exchange
-        )
         if self._settled and self._retry and not self._leaving:
-            if planned:
-                assert ended is not None
+            if ended is not None and self.session.may_return(ended):
                 links.ended(self, reason, returns=True)
                 self.count("revived", self.session.phase)
                 self.session.revive(self._world.now)
