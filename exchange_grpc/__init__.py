@@ -17,7 +17,7 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     handlers, observers         what runs; what looks on
     transports                  what carries
     system, service             what every exchange answers; gRPC doors for callers who are none
-    replies                     the replies of many
+    replies, emitter            the replies of many; what an exchange emits, and waits for
     remote, mirror              the state of another exchange; values that follow it
     running                     an exchange as the main thing of a process
     exchange                    all of it together, and the only loop

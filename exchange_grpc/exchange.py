@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from .changes import Changes
+from .emitter import Emitter
 from .errors import (
     AddressError,
     Code,
@@ -42,7 +43,7 @@ from .frames import Answer, Introduction, Query, Reject
 from .handlers import Handlers, Invocation, Run, current
 from .kernel import Kernel
 from .ledger import Ledger, Span
-from .limits import MESSAGE_BYTES, MESSAGE_SECONDS, REQUEST_SECONDS, RETRY_AFTER_MS, STOP_SECONDS, Limits
+from .limits import MESSAGE_SECONDS, REQUEST_SECONDS, RETRY_AFTER_MS, STOP_SECONDS, Limits
 from .links import Links
 from .message import NO_HEADERS, Context, Kind, Message, Origin, Outcome, Seen, encode_value
 from .mirror import Mirror
@@ -60,11 +61,9 @@ from .tasks import State
 from .transports import Listener, Transport, scheme_of
 from .transports.link import Link
 from .transports.local import LocalTransport
-from .wire import check_headers, pack
 
 F = TypeVar("F", bound=Callable[..., Any])
 Remove = Callable[[], None]
-_FOREVER = 1e9  # seconds: what the wire says of a longer timeout; it counts microseconds
 STATE_SIGNALS = ("set", "get", "run", "check circle")  # what `sig` reaches of the kernel itself
 
 log = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ class Peer:
 
     async def send(self, name: str, value: Any = None, *, to: str = "", headers: Mapping[str, str] = NO_HEADERS) -> str:
         """As `Exchange.send`, over this link first; the peer handles it or passes it on."""
-        return await self._exchange._send(Kind.SEND, name, value, to, headers, via=self.id)
+        return await self._exchange._emitter.send(Kind.SEND, name, value, to, headers, via=self.id)
 
     async def request(
         self,
@@ -123,7 +122,7 @@ class Peer:
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Any:
         """As `Exchange.request`, over this link first; the peer handles it or passes it on."""
-        return (await self._exchange._ask(name, value, to, timeout, headers, via=self.id)).value
+        return (await self._exchange._emitter.ask(name, value, to, timeout, headers, via=self.id)).value
 
     def request_many(
         self,
@@ -136,7 +135,7 @@ class Peer:
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Replies:
         """As `Exchange.request_many`, to this peer and whoever is behind it."""
-        return self._exchange._request_many(name, value, to, max, timeout, headers, via=self.id)
+        return self._exchange._emitter.ask_many(name, value, to, max, timeout, headers, via=self.id)
 
     @property
     def state(self) -> RemoteState:
@@ -156,25 +155,6 @@ class Peer:
     async def close(self) -> None:
         """Say goodbye, once what is queued has left, and end the link for good."""
         await self._link.close(stay_away=True)
-
-
-class _Dispatch:
-    """A message that is being sent: over which link it went, if it did, and how that ended."""
-
-    __slots__ = ("done", "error", "future", "line")
-
-    def __init__(self) -> None:
-        self.done = False
-        self.error: Exception | None = None
-        self.future: asyncio.Future[None] | None = None  # for whoever waits for the end
-        self.line: Link | None = None
-
-    def end(self, error: Exception | None) -> None:
-        """It has left, or cannot."""
-        if not self.done:
-            self.done, self.error = True, error
-            if self.future is not None and not self.future.done():
-                self.future.set_result(None)
 
 
 class Exchange:
@@ -225,10 +205,7 @@ class Exchange:
         self._router.relay = bool(relay)
         self._accepting: set[asyncio.Task[None]] = set()
         self._listeners: list[Listener] = []
-        self._waiting: dict[str, asyncio.Future[Message]] = {}
-        self._replies: dict[str, Replies] = {}
         self._mirrors: set[Mirror] = set()
-        self._dispatching: dict[str, _Dispatch] = {}
         self._log: LogEvents | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0  # not every loop has timers that tell
@@ -269,6 +246,7 @@ class Exchange:
             run=self._run,
             per_address=self.limits.links_per_address,
         )
+        self._emitter = Emitter(self._origin, self._links, now=self._now, enter=self._enter, signal=self._signal)
         self._system = System(
             id=self.id,
             exports=exported,
@@ -352,7 +330,7 @@ class Exchange:
         been put on its way; waits while the way is congested. Raises Unhandled if nobody takes it. What goes
         wrong further on comes back as the event `message.unhandled`. Raises InvalidMessage.
         """
-        return await self._send(Kind.SEND, name, value, to, headers)
+        return await self._emitter.send(Kind.SEND, name, value, to, headers)
 
     async def request(
         self,
@@ -369,7 +347,7 @@ class Exchange:
         Cancelling the task that waits cancels the handler. Raises a RequestError if it ends without an
         answer (Unhandled at once), InvalidMessage for what cannot be sent.
         """
-        return (await self._ask(name, value, to, timeout, headers)).value
+        return (await self._emitter.ask(name, value, to, timeout, headers)).value
 
     def request_many(
         self,
@@ -388,7 +366,7 @@ class Exchange:
         if none is given. The iteration raises Unhandled if nobody handles the name, InvalidMessage for what
         cannot be sent. See `Replies`.
         """
-        return self._request_many(name, value, to, max, timeout, headers)
+        return self._emitter.ask_many(name, value, to, max, timeout, headers)
 
     def state_of(self, exchange: str) -> RemoteState:
         """What another exchange, anywhere in the mesh, shares of its state."""
@@ -441,138 +419,11 @@ class Exchange:
 
     async def publish(self, name: str, value: Any = None, *, headers: Mapping[str, str] = NO_HEADERS) -> str:
         """Send a message to every exchange of the mesh that subscribes to `name`, once each. Returns its id."""
-        return await self._send(Kind.PUBLISH, name, value, "", headers)
+        return await self._emitter.send(Kind.PUBLISH, name, value, "", headers)
 
     async def broadcast(self, name: str, value: Any = None, *, headers: Mapping[str, str] = NO_HEADERS) -> str:
         """Send a message to every direct peer, one hop, interested or not. Returns its id."""
-        return await self._send(Kind.BROADCAST, name, value, "", headers)
-
-    async def _send(
-        self, kind: Kind, name: str, value: Any, to: str, headers: Mapping[str, str], via: str | None = None
-    ) -> str:
-        message = self._compose(kind, name, value, to, headers, MESSAGE_SECONDS)
-        await self._emit(message, via)
-        return message.id
-
-    async def _ask(
-        self,
-        name: str,
-        value: Any,
-        to: str,
-        timeout: float | None,
-        headers: Mapping[str, str],
-        via: str | None = None,
-    ) -> Message:
-        message = self._compose(Kind.REQUEST, name, value, to, headers, self._time_for(timeout))
-        reply = await self._await_reply(message, via)
-        invocation = current.get()
-        if invocation is not None:
-            invocation.after(reply)
-        if reply.error is not None:
-            raise reply.error
-        return reply
-
-    def _time_for(self, timeout: float | None) -> float:
-        """The seconds that a request has."""
-        if timeout is not None:
-            if math.isnan(timeout):
-                raise ValueError("timeout is a number of seconds, not NaN")
-            return min(timeout, _FOREVER)
-        invocation = current.get()
-        if invocation is None:
-            return REQUEST_SECONDS
-        return min(REQUEST_SECONDS, invocation.message.deadline - self._now())
-
-    def _request_many(
-        self,
-        name: str,
-        value: Any,
-        to: str,
-        max: int | None,
-        timeout: float | None,
-        headers: Mapping[str, str],
-        via: str | None = None,
-    ) -> Replies:
-        def ask(replies: Replies) -> Message:
-            message = self._compose(Kind.REQUEST, name, value, to, headers, self._time_for(timeout), many=True)
-            return self._ask_many(replies, message, via)
-
-        return Replies(ask, self._withdraw_own, to_one=bool(to), max=max)
-
-    def _ask_many(self, replies: Replies, message: Message, via: str | None = None) -> Message:
-        self._enter()
-        self._replies[message.id] = replies
-        self._signal("route", Arrival(message, HERE, self._now(), via))
-        return message
-
-    def _withdraw_own(self, request: Message) -> None:
-        """Nobody waits for the answer to this request of ours any more."""
-        self._replies.pop(request.id, None)
-        if not self._closed:
-            cancel = self._origin.make(Kind.CANCEL, request.name, Context.of(request), self._now(), reply_to=request.id)
-            self._signal("route", Arrival(cancel, HERE, self._now()))
-
-    def _compose(
-        self,
-        kind: Kind,
-        name: str,
-        value: Any,
-        to: str,
-        headers: Mapping[str, str],
-        seconds: float,
-        *,
-        many: bool = False,
-    ) -> Message:
-        check_name(name)
-        if to:
-            check_id(to)
-        payload, content_type = encode_value(value)
-        invocation = current.get()
-        message = self._origin.make(
-            kind, name, Context() if invocation is None else invocation.context, self._now(),
-            to=to, payload=payload, content_type=content_type, seconds=seconds, many=many,
-            headers=check_headers(dict(headers)) if headers else NO_HEADERS,
-        )  # fmt: skip
-        if len(payload) > MESSAGE_BYTES // 2:  # a smaller one has room enough for all the rest
-            pack(message)  # which refuses what is too large, here and not at each link
-        return message
-
-    async def _emit(self, message: Message, via: str | None = None) -> None:
-        """Route a send, a publication or a broadcast; returns when it has left and there is room for more."""
-        loop = self._enter()
-        dispatch = self._dispatching[message.id] = _Dispatch()
-        try:
-            name = "broadcast" if message.kind is Kind.BROADCAST else "route"
-            self._signal(name, Arrival(message, HERE, self._now(), via))
-            if not dispatch.done:  # nearly always it is
-                dispatch.future = loop.create_future()
-                await dispatch.future
-        finally:
-            del self._dispatching[message.id]
-        if dispatch.error is not None:
-            raise dispatch.error
-        # Whoever sends much must let the writers run. A send waits for its link; what goes to many
-        # must not wait for the slowest of them.
-        line = dispatch.line
-        if line is not None and line.session.full:
-            if message.kind is Kind.SEND or len(self._links.by_peer) == 1:
-                await line.room()
-            else:
-                await asyncio.sleep(0)
-
-    async def _await_reply(self, message: Message, via: str | None = None) -> Message:
-        """Route a request and wait for its reply, which may be an error."""
-        loop = self._enter()
-        future: asyncio.Future[Message] = loop.create_future()
-        self._waiting[message.id] = future
-        try:
-            self._signal("route", Arrival(message, HERE, self._now(), via))
-            return await future
-        except asyncio.CancelledError:
-            self._withdraw_own(message)
-            raise
-        finally:
-            del self._waiting[message.id]
+        return await self._emitter.send(Kind.BROADCAST, name, value, "", headers)
 
     def watch(self, pattern: str, watcher: Callable[[Message, Seen], None]) -> Remove:
         """See `transports.Host`."""
@@ -580,32 +431,15 @@ class Exchange:
 
     async def relay_send(self, message: Message) -> str:
         """See `transports.Host`."""
-        emitted = self._adopt(message, message.kind)
-        await self._emit(emitted)
-        return emitted.id
+        return await self._emitter.relay_send(message)
 
     async def relay_request(self, message: Message, timeout: float | None) -> Message:
         """See `transports.Host`."""
-        return await self._await_reply(self._adopt(message, Kind.REQUEST, timeout))
+        return await self._emitter.relay_request(message, timeout)
 
     def relay_many(self, message: Message, timeout: float | None) -> Replies:
         """See `transports.Host`."""
-        request = self._adopt(message, Kind.REQUEST, timeout, many=True)
-        replies = Replies(
-            partial(self._ask_many, message=request), self._withdraw_own, to_one=bool(request.to), max=None
-        )
-        replies.start()
-        return replies
-
-    def _adopt(self, message: Message, kind: Kind, seconds: float | None = None, *, many: bool = False) -> Message:
-        """A message of our own that carries what `message` does, for a caller who is no exchange."""
-        now = self._now()
-        left = message.deadline - now
-        return self._origin.make(
-            kind, message.name, Context(traceparent=message.hop_trace.traceparent), now,
-            to=message.to, payload=message.payload, content_type=message.content_type, headers=message.headers,
-            seconds=left if seconds is None else min(left, seconds), many=many,
-        )  # fmt: skip
+        return self._emitter.relay_many(message, timeout)
 
     # ---------------------------------------------------------------------------------------- inside handlers
 
@@ -632,17 +466,14 @@ class Exchange:
         request = invocation.message
         if name not in self._router.offers and name in STATE_SIGNALS:
             return self.kernel.sig(name, value)
-        if name in self._router.offers:
-            self._route_own(self._compose(Kind.SEND, name, value, "", NO_HEADERS, MESSAGE_SECONDS))
-        elif request.kind is Kind.REQUEST and invocation.running and not invocation.answered:
+        here = name in self._router.offers
+        if not here and request.kind is Kind.REQUEST and invocation.running and not invocation.answered:
             check_name(name)
             self._answer(invocation, name, value, last=not request.many)
         else:
-            self._route_own(self._compose(Kind.SEND, name, value, request.from_, NO_HEADERS, MESSAGE_SECONDS))
+            to = "" if here else request.from_
+            self._emitter.route(self._emitter.compose(Kind.SEND, name, value, to, NO_HEADERS, MESSAGE_SECONDS))
         return None
-
-    def _route_own(self, message: Message) -> None:
-        self._signal("route", Arrival(message, HERE, self._now()))
 
     def _answer(
         self,
@@ -662,13 +493,13 @@ class Exchange:
             Kind.REPLY, name, invocation.context, self._now(), to=request.from_,
             payload=payload, content_type=content_type, reply_to=request.id, last=last, error=error, lost=lost,
         )  # fmt: skip
-        self._route_own(reply)
+        self._emitter.route(reply)
 
     async def _reply_more(self, invocation: Invocation, value: Any) -> None:
         """One of many replies; returns when there is room for the next."""
         self._answer(invocation, invocation.message.name, value, last=False)
         line = self._links.by_peer.get(invocation.link or "")
-        replies = self._replies.get(invocation.message.id)
+        replies = self._emitter.replies_to(invocation.message.id)
         if line is not None and line.session.full:
             await line.room()
         elif replies is not None:
@@ -898,11 +729,7 @@ class Exchange:
 
     def _transmit(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
         to, message = value
-        line = self._links.send(to, message)
-        if self._dispatching:
-            dispatch = self._dispatching.get(message.id)
-            if dispatch is not None:
-                dispatch.line = line
+        self._emitter.left(message.id, self._links.send(to, message))
 
     def _control(self, value: tuple[str, Query | Answer | Reject], sig: Any, state: Any) -> bool:
         return self._links.control(*value)
@@ -917,22 +744,11 @@ class Exchange:
         )
 
     def _resolve(self, value: tuple[str, Message], sig: Any, state: Any) -> None:
-        id, reply = value
-        replies = self._replies.get(id)
-        if replies is not None:
-            replies.take(reply)
-            if replies.over:
-                self._replies.pop(id, None)
-            return
-        future = self._waiting.get(id)
-        if future is not None and not future.done():
-            future.set_result(reply)
+        self._emitter.resolve(*value)
 
     def _dispatched(self, value: tuple[Message, RequestError | None], sig: Any, state: Any) -> None:
         message, error = value
-        dispatch = self._dispatching.get(message.id)
-        if dispatch is not None:
-            dispatch.end(error)
+        self._emitter.dispatched(message.id, error)
 
     def _withdraw(self, id: str, sig: Any, state: Any) -> None:
         self._handlers.withdraw(id)
@@ -997,15 +813,7 @@ class Exchange:
             log.error("routing failed at signal %r", name, exc_info=error)
         if isinstance(value, Arrival) and value.link is HERE:
             told = error if isinstance(error, ExchangeError) else ExchangeError("the message was not routed")
-            dispatch = self._dispatching.get(value.message.id)
-            if dispatch is not None:
-                dispatch.end(told)
-            waiting = self._waiting.get(value.message.id)
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(told)
-            replies = self._replies.pop(value.message.id, None)
-            if replies is not None:
-                replies.end(told)
+            self._emitter.fail(value.message.id, told)
 
     # ---------------------------------------------------------------------------------------------- the loop
 
@@ -1073,14 +881,7 @@ class Exchange:
         self._follow_log()
         if self._timer is not None:
             self._timer.cancel()
-        for dispatch in self._dispatching.values():
-            dispatch.end(Unavailable(f"the exchange {self.id} was closed", at=self.id))
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(Unavailable(f"the exchange {self.id} was closed", at=self.id))
-        for replies in self._replies.values():
-            replies.end(Unavailable(f"the exchange {self.id} was closed", at=self.id))
-        self._replies.clear()
+        self._emitter.close(Unavailable(f"the exchange {self.id} was closed", at=self.id))
         if self._accepting:
             await asyncio.wait(self._accepting)
 

@@ -16,7 +16,7 @@ ORDER = [
     "errors", "kernel", "limits", "version", "patterns", "payload", "message", "frames", "wire", "ledger", "traces",
     "graph", "reactive", "changes", "tasks", "outbox", "inbox", "peer", "discovery", "scatter", "routing", "links",
     "handlers", "observers", "replies", "remote", "mirror",
-    "transports", "transports.link", "transports.local", "system", "running",
+    "transports", "transports.link", "transports.local", "emitter", "system", "running",
     "service", "transports.grpc", "blocking", "exchange", "__init__",
     "cli.pretty", "cli.console", "cli.logs", "cli.demo", "cli.config", "cli.serve", "cli.child", "cli.handle",
     "cli.talk", "cli.observe", "cli.look", "cli.state", "cli.tree", "cli.reason", "cli.explain", "cli.bench",

@@ -1166,7 +1166,7 @@ async def test_replies_of_generators_of_many_exchanges() -> None:
             await soon(gathered(a.request_many("nobody")))
         for exchange in (hub, a):
             assert exchange._router.open_requests == 0
-            assert exchange._replies == {}
+            assert exchange._emitter._replies == {}
 
 
 async def test_leaving_early_stops_the_generators() -> None:
