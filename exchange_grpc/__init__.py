@@ -12,7 +12,7 @@ Start at `Exchange`. The rooms, each importing only from those above it:
     graph, reactive, tasks      state: the algorithm, transactions, asyncio and the clock
     changes                     what has changed in the state, and who watches
     outbox, inbox, peer         what leaves, what comes, and the session of two exchanges over all connections
-    discovery, scatter          the way to what is far; a request to many
+    discovery, scatter, balance the way to what is far; a request to many; which of several
     routing, links              who takes a message; who is linked
     handlers, observers         what runs; what looks on
     transports                  what carries

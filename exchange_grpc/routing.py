@@ -42,9 +42,9 @@ for one emitted or handled here alike.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from .balance import policy
 from .discovery import Deadlines, Discovery, Held, Once
 from .errors import Code, InvalidMessage, LimitExceeded, RequestError, Unavailable, Unhandled, request_error
 from .frames import Answer, Interest, Query, Reject, Target
@@ -59,7 +59,6 @@ HERE = None  # the link of what was emitted here
 # Of an enum's members Python 3.11 asks the metaclass; these are asked for each message.
 _SEND, _REQUEST, _REPLY, _FORWARDED = Kind.SEND, Kind.REQUEST, Kind.REPLY, Outcome.FORWARDED
 _ABOUT_OTHERS = (Kind.REPLY, Kind.OUTCOME)
-_TURNS = 4_096  # sets of candidates whose turn is remembered
 
 
 class Arrival(NamedTuple):
@@ -157,8 +156,7 @@ class Open:
 class Router:
     """The routing of one exchange, as handlers on its kernel.
 
-    `balance` chooses among several that take a name: `round_robin`, `least_pending`, `random` (by
-    `draw`, a function from n to 0..n-1) or `sticky:HEADER`, which sends equal headers the same way.
+    `balance` chooses among several that take a name, see `balance.policy`; `draw` is a function from n to 0..n-1.
     """
 
     def __init__(
@@ -179,11 +177,9 @@ class Router:
         self._sig = kernel.sig
         self._kernel = kernel
         self._ledger = ledger
-        self._draw = draw
-        self._choose = self._chooser(balance)
+        self._choose = policy(balance, pending=lambda link: len(self.links[link].out), draw=draw)
         self._offered: dict[str, tuple[str, ...]] = {}  # name -> links that offer it
         self._interested: PatternMap[str] = PatternMap()
-        self._turns: dict[tuple[str, ...], int] = {}
         self._away = 0  # how many links are
         self._expected: set[str] = set()  # peers that are gone, and may come back
         self._settled = 0.0  # from then on, nobody is expected back with a relay that has come back
@@ -975,36 +971,6 @@ class Router:
     @staticmethod
     def _target(message: Message) -> Target:
         return Target("exchange", message.to) if message.to else Target("name", message.name)
-
-    # --------------------------------------------------------------------------------------------- balancing
-
-    def _chooser(self, balance: str) -> Callable[[tuple[str, ...], Message], str]:
-        if balance == "round_robin":
-            return self._in_turn
-        if balance == "least_pending":
-            return lambda links, message: min(links, key=lambda link: len(self.links[link].out))
-        if balance == "random":
-            return lambda links, message: links[self._draw(len(links))]
-        policy, _, header = balance.partition(":")
-        if policy == "sticky" and header:
-            return lambda links, message: self._stuck(links, message, header)
-        raise ValueError(f"balance is round_robin, least_pending, random or sticky:HEADER, not {balance!r}")
-
-    def _in_turn(self, links: tuple[str, ...], message: Message) -> str:
-        if len(links) == 1:
-            return links[0]
-        if links not in self._turns and len(self._turns) >= _TURNS:
-            self._turns.clear()
-        turn = self._turns.get(links, 0)
-        self._turns[links] = (turn + 1) % len(links)
-        return links[turn]
-
-    def _stuck(self, links: tuple[str, ...], message: Message, header: str) -> str:
-        # Rendezvous hashing: when a candidate goes, only what was stuck to it moves.
-        key = message.headers.get(header)
-        if key is None:
-            return self._in_turn(links, message)
-        return max(links, key=lambda link: blake2b(f"{key}\0{link}".encode(), digest_size=8).digest())
 
     # ------------------------------------------------------------------------------------------ introspection
 

@@ -14,8 +14,8 @@ PACKAGE = Path(exchange_grpc.__file__).parent
 # Each room imports only from rooms before it.
 ORDER = [
     "errors", "kernel", "limits", "version", "patterns", "payload", "message", "frames", "wire", "ledger", "traces",
-    "graph", "reactive", "changes", "tasks", "outbox", "inbox", "peer", "discovery", "scatter", "routing", "links",
-    "handlers", "observers", "replies", "remote", "mirror",
+    "graph", "reactive", "changes", "tasks", "outbox", "inbox", "peer", "discovery", "scatter", "balance", "routing",
+    "links", "handlers", "observers", "replies", "remote", "mirror",
     "transports", "transports.link", "transports.local", "emitter", "system", "running",
     "service", "transports.grpc", "blocking", "exchange", "__init__",
     "cli.pretty", "cli.console", "cli.logs", "cli.demo", "cli.config", "cli.serve", "cli.child", "cli.handle",

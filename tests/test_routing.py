@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mesh import NEVER, Mesh, Node
 
+from exchange_grpc import balance
 from exchange_grpc.errors import Code, HandlerFailed, Refused, RequestError, Unavailable, Unhandled
 from exchange_grpc.frames import Answer, Found, Query, Target
 from exchange_grpc.kernel import Kernel
@@ -771,16 +772,12 @@ def test_round_robin_over_names_that_come_once_each() -> None:
 
 
 def test_turns_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exchange_grpc.routing._TURNS", 1)
-    mesh = workers("round_robin", 3)
-    mesh["w0"].handle("only")
-    mesh["w1"].handle("only")
-    mesh.settle()
-    for _ in range(4):
-        mesh["hub"].send("n")
-        mesh["hub"].send("only")
-    assert sum(handled(mesh)) == 8
-    assert len(mesh["hub"].router._turns) == 1
+    monkeypatch.setattr(balance, "TURNS", 1)
+    choose = balance.policy("round_robin", pending=lambda link: 0, draw=lambda n: 0)
+    message = Message("a.1.1", "n", Kind.SEND, "a")
+    assert [choose(("a", "b"), message) for _ in range(3)] == ["a", "b", "a"]
+    assert choose(("c", "d"), message) == "c"
+    assert choose(("a", "b"), message) == "a"  # whose turn it was is forgotten
 
 
 def test_least_pending() -> None:
