@@ -682,6 +682,30 @@ def test_while_closing_what_comes_is_still_understood() -> None:
     only(passed(you, me))
 
 
+@pytest.mark.parametrize(
+    ("code", "stay_away", "returns"),
+    [
+        (Code.UNAVAILABLE, False, True),
+        (Code.OK, False, True),
+        (Code.OK, True, False),
+        (Code.ALREADY_EXISTS, False, False),
+    ],
+)
+def test_who_ended_it_may_be_dialled_again_unless_it_says_otherwise(code: Code, stay_away: bool, returns: bool) -> None:
+    me, you = pair()
+    you.goodbye(code, "so be it", stay_away=stay_away)
+    (ended,) = [event for event in passed(you, me) if isinstance(event, Ended)]
+    assert me.may_return(ended) is returns
+
+
+def test_who_has_said_goodbye_does_not_return() -> None:
+    me, you = pair()
+    me.goodbye()
+    you.goodbye()
+    (ended,) = [event for event in passed(you, me) if isinstance(event, Ended)]
+    assert not me.may_return(ended)
+
+
 def test_goodbye_of_the_peer_ends_it_and_what_never_left_can_be_told() -> None:
     me, you = pair()
     message = made()
