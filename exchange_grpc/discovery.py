@@ -15,11 +15,14 @@ what it said. A message for a target without a way is held while a question is o
   said no; that is believed for a moment if we asked all relays. A branch that is lost, that cannot be
   asked, or is silent for `QUESTION_SECONDS` makes it "incomplete", which is never believed.
 * While a relay is away, and for a moment after it came back without its memory, others may be on their way
-  back too: then no message is given up, and our questions are asked again.
+  back too: then no message is given up. It rests, and so does what comes for the same target meanwhile; then all
+  ask again.
+
+Whatever waits for a target goes on as soon as there is a way, in the order in which it came.
 """
 
 import heapq
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
@@ -142,7 +145,7 @@ class Discovery:
         self._own: dict[Target, Question] = {}
         self._seen = Once()
         self._held = 0
-        self._resting: deque[tuple[float, Target, Held]] = deque()  # until then, what is tried again, in order
+        self._resting: dict[Target, tuple[float, list[Held]]] = {}  # until when, the soonest first; what is tried then
         self._count = 0
         self._deadlines = Deadlines(self._questions.__contains__, self._questions.__len__)
 
@@ -160,16 +163,17 @@ class Discovery:
         """How much is under way and remembered, by the names of `exchange.stats`."""
         return {"open_questions": len(self._questions), "held": self._held, "routes": len(self._ways)}
 
-    def learn(self, target: Target, link: str, hops: int) -> None:
+    def learn(self, target: Target, link: str, hops: int, now: float) -> None:
         """The target is that many hops from here by this link."""
         ways = self._ways.get(target)
         if ways is None:
             if len(self._ways) >= ROUTES:
                 self._ways.popitem(last=False)
             self._ways[target] = {link: hops}
+            self._reached(target, now)
         else:
             ways[link] = hops
-        self._nobody.pop(target, None)
+            self._nobody.pop(target, None)
 
     def forget(self, target: Target, link: str) -> None:
         """The way to the target by this link has gone."""
@@ -192,13 +196,17 @@ class Discovery:
             del self._told[target]
 
     def turned_up(self, target: Target, now: float) -> None:
-        """The target is next to us now: whoever waits for it need not wait for the answers."""
+        """The target is next to us now."""
+        self._reached(target, now)
+
+    def _reached(self, target: Target, now: float) -> None:
+        """There is a way: whoever waits for the target need not wait for answers."""
         self._nobody.pop(target, None)
         question = self._asking(target)
         if question is not None:
             self._found(question, now)
-        if self._resting:
-            self._wake(now, target)
+        if target in self._resting:
+            self._wake(target, now)
 
     def changed(self) -> None:
         """There is a new relay, behind which may be anybody."""
@@ -248,6 +256,9 @@ class Discovery:
         if self._nobody.get(target, 0.0) > now:
             self._nobody_takes(held, target, now, incomplete=False)
             return
+        if target in self._resting:
+            self._rest(target, held, now)
+            return
         question = self._asking(target) or self._ask(target, now, HOPS_OF_A_QUESTION)
         if question.asked:
             self._held += 1
@@ -258,19 +269,22 @@ class Discovery:
     def _nobody_takes(self, held: Held, target: Target, now: float, *, incomplete: bool) -> None:
         """Give it up, unless that may soon be wrong."""
         if self._home.patient(now) and not self.full():
-            self._held += 1
-            self._resting.append((now + REPEAT_SECONDS, target, held))
+            self._rest(target, held, now)
         else:
             self._home.give_up(held, target, now, incomplete=incomplete)
 
-    def _wake(self, now: float, target: Target | None = None) -> None:
-        """Try again with what has rested long enough, or is for this target."""
-        ready = [rest for rest in self._resting if rest[0] <= now or rest[1] == target]
-        self._resting = deque(rest for rest in self._resting if rest[0] > now and rest[1] != target)
-        for _, wanted, held in ready:
-            self._held -= 1
+    def _rest(self, target: Target, held: Held, now: float) -> None:
+        self._held += 1
+        _, resting = self._resting.setdefault(target, (now + REPEAT_SECONDS, []))
+        resting.append(held)
+
+    def _wake(self, target: Target, now: float) -> None:
+        """Try again with what rests for this target."""
+        _, resting = self._resting.pop(target)
+        self._held -= len(resting)
+        for held in resting:
             if not self._home.resume(held, now):
-                self.ask_for(wanted, held, now)
+                self.ask_for(target, held, now)
 
     def _asking(self, target: Target) -> Question | None:
         """A question of ours that has not been answered yet. (One that was may have outlived its answer.)"""
@@ -336,7 +350,7 @@ class Discovery:
             return
         question.asked.discard(link)
         if answer.found is Found.YES:
-            self.learn(question.target, link, answer.cost + 1)
+            self.learn(question.target, link, answer.cost + 1, now)
             self._found(question, now)
         elif answer.found is Found.INCOMPLETE:
             question.incomplete = True
@@ -346,7 +360,8 @@ class Discovery:
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
         due = self._deadlines.next()
-        return due if not self._resting else min(self._resting[0][0], inf if due is None else due)
+        rested = next(iter(self._resting.values()), None)
+        return due if rested is None else min(rested[0], inf if due is None else due)
 
     def tick(self, now: float) -> None:
         """Tell the time: who has not answered will not."""
@@ -355,8 +370,11 @@ class Discovery:
             if question is not None:
                 question.incomplete = True
                 self._conclude(question, now)
-        if self._resting and self._resting[0][0] <= now:
-            self._wake(now)
+        while self._resting:
+            target, (due, _) = next(iter(self._resting.items()))
+            if due > now:
+                break
+            self._wake(target, now)
 
     def _found(self, question: Question, now: float) -> None:
         """There is a way: for those whom it helps the question is over. The others wait for the other branches."""

@@ -274,7 +274,7 @@ class Router:
             self._fail(message, link, now, Outcome.EXPIRED, self._too_late())
         else:
             if len(hops) > 1:  # like a switch: its origin lies behind this link
-                self._discovery.learn(Target("exchange", message.from_), link, len(hops))
+                self._discovery.learn(Target("exchange", message.from_), link, len(hops), now)
             return True
         return False
 

@@ -1128,7 +1128,7 @@ def test_the_neighbour_of_the_stale_way_asks_again() -> None:
     a, b = mesh["a"], mesh["b"]
     mesh["new"].handle("n", lambda message: "new")
     mesh.settle()
-    a.router._discovery.learn(NAME, "b", 1)  # and b knows nothing of it
+    a.router._discovery.learn(NAME, "b", 1, mesh.now)  # and b knows nothing of it
     b.router.relay = False
     request = a.request("n")
     mesh.settle()
@@ -1143,7 +1143,7 @@ def test_asked_again_once_and_not_more() -> None:
     mesh.add("c", relay=False)
     mesh.chain("b", "a", "c")
     for link in ("b", "c"):
-        mesh["a"].router._discovery.learn(NAME, link, 1)
+        mesh["a"].router._discovery.learn(NAME, link, 1, mesh.now)
     request = mesh["a"].request("n")
     mesh.settle()
     assert isinstance(mesh["a"].error(request), Unhandled)

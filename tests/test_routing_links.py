@@ -374,6 +374,68 @@ def test_what_rests_is_tried_again_now_and_then() -> None:
     at_rest(mesh)
 
 
+def test_what_comes_while_others_rest_waits_behind_them() -> None:
+    mesh = Mesh()
+    mesh.chain("a", "b")
+    mesh.chain("a", "c")
+    mesh["c"].start_relaying()
+    mesh.pause("a", "b")
+    sends = [mesh["a"].send("n")]
+    mesh.settle()
+    assert mesh["a"].router._discovery._resting, "c has said no"
+    mesh.end("c", "a").silent = True
+    mesh.advance(REPEAT_SECONDS / 2)
+    sends.append(mesh["a"].send("n"))
+    mesh.advance(REPEAT_SECONDS)
+    sends.append(mesh["a"].send("n"))
+    mesh["a"].handle("n")
+    assert [message.id for message in mesh["a"].handled] == sends
+    mesh.end("c", "a").silent = False
+    mesh.resume("a", "b")
+    at_rest(mesh)
+
+
+def test_what_rests_leaves_as_soon_as_another_question_finds_a_way() -> None:
+    mesh = Mesh()
+    mesh.chain("a", "b")
+    mesh.chain("a", "c", "d")
+    mesh.star("a", "leaf")
+    mesh.pause("a", "b")
+    send = mesh["a"].send("n")
+    mesh.settle()
+    assert mesh["a"].router._discovery._resting
+    mesh["d"].handle("n")
+    mesh.settle()
+    later = mesh["leaf"].send("n")
+    mesh.settle()
+    assert [message.id for message in mesh["d"].handled] == [send, later]
+    mesh.resume("a", "b")
+    at_rest(mesh)
+
+
+def test_what_waits_leaves_as_soon_as_whom_it_is_for_is_heard_of() -> None:
+    mesh = Mesh()
+    mesh.star("a", "b", "x")
+    mesh["b"].start_relaying()
+    mesh["x"].start_relaying()
+    mesh["a"].handle("n")
+    mesh.settle()
+    mesh.end("b", "a").silent = True
+    first = mesh["a"].send("n", to="c")
+    mesh.add("c")
+    mesh["c"].handle("n")
+    mesh.link("c", "x")
+    mesh.settle()
+    mesh["c"].send("n", to="a")  # by which a learns where c is
+    mesh.settle()
+    later = mesh["a"].send("n", to="c")
+    mesh.settle()
+    assert [message.id for message in mesh["c"].handled] == [first, later]
+    mesh.end("b", "a").silent = False
+    mesh.settle()
+    at_rest(mesh)
+
+
 def test_what_is_withdrawn_while_it_rests_is_not_tried_again() -> None:
     mesh = Mesh()
     mesh.chain("a", "b")
