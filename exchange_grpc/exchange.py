@@ -547,9 +547,10 @@ class Exchange:
         exchange: "Exchange | None" = None,
         retry: float = math.inf,
     ) -> Peer:
-        """Link to another exchange: to a URL (`grpc://HOST:PORT`, `unix:PATH`), or to an Exchange of this process.
+        """Link to another exchange: to a URL, or to an Exchange of this process.
 
-        `connect(transport="grpc", url=...)` and `connect(transport="local", exchange=...)` say the same.
+        URLs are `grpc://HOST:PORT`, `unix:PATH`, `ws://HOST:PORT` and `wss://HOST`. `transport`, which is "grpc",
+        "websocket" or "local", with `url` or `exchange` says the same.
         Returns the peer; the existing one if the two are linked already. A link to a URL that breaks is made again,
         for `retry` seconds after each break; with 0 it is gone then. Raises AddressError for a URL
         that is none, LinkError if nobody answers there or the link is refused.
@@ -579,19 +580,25 @@ class Exchange:
         transport: str | None = None,
         host: str = "127.0.0.1",
         port: int | None = None,
+        origins: Iterable[str] = (),
     ) -> str:
-        """Let others link to this exchange at `url` (`grpc://HOST:PORT`, `unix:PATH`; port 0 takes a free one).
+        """Let others link to this exchange at `url`: `grpc://HOST:PORT`, `ws://HOST:PORT` or `unix:PATH`.
 
-        `listen(transport="grpc", port=50051)` says the same. Returns the URL, with the port. Raises
-        AddressError if the address is taken or none.
+        `listen(transport="grpc", port=50051)` and `listen(transport="websocket", port=8080)` say the same; port 0 takes
+        a free one. Web pages may connect to `ws://` if they come from this very server, or from one of the `origins`:
+        `https://example.com`. Returns the URL, with the port. Raises AddressError if the address is taken or none.
         """
         self._enter()
         if url is None:
             if transport is None or port is None:
                 raise AddressError("listen() takes a URL, or a transport and a port")
-            url = f"{transport}://{host}:{port}"
+            url = f"{'ws' if transport == 'websocket' else transport}://{host}:{port}"
         url = _with_scheme(url, transport)
-        listener = await scheme_of(url).listen(url, self)
+        listen: Any = scheme_of(url).listen  # that of most schemes knows of no origins
+        allowed = tuple(origins)
+        if allowed and not url.startswith("ws:"):
+            raise AddressError(f"no web page comes by {url}: origins are for ws://")
+        listener: Listener = await (listen(url, self, origins=allowed) if allowed else listen(url, self))
         self._listeners.append(listener)
         self._start_relaying()
         return listener.url

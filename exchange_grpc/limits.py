@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 # What a message may be.
 MESSAGE_BYTES = 4 * 2**20  # gRPC's own default for what is received: any stub takes it
 FRAME_BYTES = 16 * 2**20  # a few of the largest messages; set on both ends, for a larger one kills the stream
+TEXT_FRAME_BYTES = 24 * 2**20  # ... as JSON on a WebSocket: base64 makes four bytes of three, and fields have names
 NAME_BYTES = 255  # fits one length byte everywhere, and nobody types more
 ID_LENGTH = 64  # a host name with a suffix
 CONTENT_TYPE_BYTES = 255  # the media types that are registered stay far below
@@ -45,6 +46,9 @@ RETRY_AFTER_MS = 500  # of a planned stop: whoever starts again is hardly back b
 DRAIN_SECONDS = 2.0  # how long a close waits for what was queued to leave
 STOP_SECONDS = 10.0  # how long a close waits for running handlers
 GRPC_HANDSHAKE_MS = 1_000  # a connection that never speaks HTTP/2 is dropped
+HTTP_REQUEST_SECONDS = (
+    5.0  # from connection, or from its first byte, until an HTTP request is there; then it is dropped
+)
 
 # How much is kept.
 NAMES_PER_PEER = 10_000  # what one peer may handle, and subscribe to
@@ -56,6 +60,7 @@ ROUTES = 65_536  # names and exchanges whose way was found out or learned
 LINKS = 10_000  # peers linked at once
 LINKS_PER_ADDRESS = 2_000  # ... from one network address
 STREAMS_PER_CONNECTION = 2_000  # gRPC streams at once on one connection
+HTTP_WAITING = 512  # connections to an HTTP server that are no WebSocket (yet); the oldest makes room for a new one
 LEDGER_MESSAGES = 20_000  # messages whose history can be asked for, about 1 KB each
 LEDGER_EVENTS = 64  # events kept of one message
 TRANSACTIONS = 10_000  # changes of the state whose history can be asked for
@@ -91,6 +96,8 @@ FRAME_COST = 10  # a frame counts as so many messages: it costs that much, whate
 ACK_MESSAGES = 256  # taken before they are acknowledged: a quarter of the credit
 BATCH_MESSAGES = 1_024  # grpcio moves a few thousand writes a second, whatever their size
 BATCH_BYTES = 2**20  # larger writes gain nothing and delay control frames
+WRITE_BUFFER_BYTES = 64 * 2**10  # of a WebSocket: beyond this the next write waits until a quarter is left
+TEXT_TURN_BYTES = 16 * 2**10  # a larger frame becomes JSON, or JSON a frame, in a thread: a turn of the loop is short
 CONTROL_FRAMES = 16_384  # questions, answers and changes of interest that wait on one link
 
 # How much runs here.

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
+import orjson
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.any_pb2 import Any as AnyPb
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Value
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -745,3 +747,61 @@ def _write_introduction(packed: frame_pb2.Hello | frame_pb2.Welcome, me: Introdu
         packed.credit.seq, packed.credit.bytes = me.credit.seq, me.credit.bytes
     if isinstance(packed, frame_pb2.Welcome):
         packed.recovered = me.recovered
+
+
+# --------------------------------------------------------------------------------------- frames as proto JSON
+
+
+def text_of(data: bytes) -> bytes:
+    """The frame in `data` as proto JSON, with the names of the schema, in UTF-8."""
+    packed = frame_pb2.Frame.FromString(data)
+    try:
+        fields = MessageToDict(packed, preserving_proto_field_name=True)
+    except (TypeError, DecodeError):  # a detail of an error whose type nobody here knows: JSON has no bytes for it
+        for status in _statuses(packed):
+            known = [detail for detail in status.details if _is_known(detail)]
+            del status.details[:]
+            status.details.extend(known)
+        fields = MessageToDict(packed, preserving_proto_field_name=True)
+    text = orjson.dumps(fields)
+    return orjson.dumps(_whole(fields)) if b".0" in text else text
+
+
+def _whole(item: Any) -> Any:
+    """Numbers of a `Value` that are whole without the `.0`, as all others write them."""
+    if isinstance(item, dict):
+        return {key: _whole(inner) for key, inner in item.items()}
+    if isinstance(item, list):
+        return [_whole(inner) for inner in item]
+    return int(item) if isinstance(item, float) and item.is_integer() and abs(item) <= EXACT else item
+
+
+def frame_of(text: bytes) -> bytes:
+    """The frame that this proto JSON says, without fields that are unknown. Raises InvalidMessage."""
+    packed = frame_pb2.Frame()
+    try:
+        fields = orjson.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError
+        ParseDict(fields, packed, ignore_unknown_fields=True)
+    except (ParseError, ValueError, TypeError, AttributeError, RecursionError):  # its text lists all fields there are
+        raise InvalidMessage("the frame cannot be parsed") from None
+    return packed.SerializeToString()
+
+
+def _statuses(packed: frame_pb2.Frame) -> Iterable[Status]:
+    if packed.HasField("reject"):
+        yield packed.reject.status
+    elif packed.HasField("goodbye"):
+        yield packed.goodbye.status
+    for message in packed.batch.messages:
+        if message.HasField("error"):
+            yield message.error
+
+
+def _is_known(detail: AnyPb) -> bool:
+    try:
+        MessageToDict(detail)
+    except (TypeError, DecodeError):
+        return False
+    return True

@@ -124,6 +124,7 @@ async def test_open_streams_do_not_keep_it_from_stopping(number: signal.Signals)
 TOML = """
 id = "from-file"
 grpc = "127.0.0.1:0"
+origins = ["https://app.example.com"]
 relay = false
 balance = "sticky:tenant"
 log_level = "debug"
@@ -143,7 +144,7 @@ def test_settings_come_from_file_variable_and_flag_in_rising_order(tmp_path: Pat
     file = tmp_path / "hub.toml"
     file.write_text(TOML)
     env = {"EXCHANGE_ID": "from-env", "EXCHANGE_BALANCE": "random", "EXCHANGE_DEMO": "1"}
-    env["EXCHANGE_WHEN_FULL"] = "drop_oldest"
+    env |= {"EXCHANGE_WHEN_FULL": "drop_oldest", "EXCHANGE_HTTP": "127.0.0.1:0"}
     with serving("--config", str(file), "--balance", "least_pending", "--no-demo", **env) as (server, url, ready):
         got = run(url, "state", "get", "total", "target")
         server.terminate()
@@ -153,6 +154,8 @@ def test_settings_come_from_file_variable_and_flag_in_rising_order(tmp_path: Pat
     assert settings(err) == {
         "id": "from-env (EXCHANGE_ID)",
         "grpc": f"127.0.0.1:0 ({file})",
+        "http": "127.0.0.1:0 (EXCHANGE_HTTP)",
+        "origins": f"https://app.example.com ({file})",
         "demo": "false (--no-demo)",
         "relay": f"false ({file})",
         "balance": "least_pending (--balance)",

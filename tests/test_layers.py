@@ -17,7 +17,8 @@ ORDER = [
     "graph", "reactive", "changes", "tasks", "outbox", "inbox", "peer", "discovery", "scatter", "balance", "routing",
     "links", "handlers", "observers", "replies", "remote", "mirror",
     "transports", "transports.link", "transports.local", "emitter", "system", "running",
-    "service", "transports.grpc", "blocking", "exchange", "__init__",
+    "service", "transports.grpc", "transports.origins", "transports.http", "transports.websocket",
+    "blocking", "exchange", "__init__",
     "cli.pretty", "cli.console", "cli.logs", "cli.demo", "cli.config", "cli.serve", "cli.child", "cli.handle",
     "cli.talk", "cli.observe", "cli.look", "cli.state", "cli.tree", "cli.reason", "cli.explain", "cli.bench",
     "cli.doctor", "cli.completion", "cli",
@@ -83,7 +84,7 @@ def test_only_the_door_and_the_edge_know_generated_code() -> None:
 def test_the_command_line_uses_what_users_have() -> None:
     rooms = {module for module in ORDER if module == "cli" or module.startswith("cli.")}
     used = {used for module in rooms for used in imports(module)[0]} - rooms
-    assert used == {"__init__", "limits", "transports.grpc", "version"}
+    assert used == {"__init__", "limits", "transports.grpc", "transports.origins", "version"}
 
 
 def test_the_kernel_imports_nothing_of_the_package() -> None:

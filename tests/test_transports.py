@@ -109,7 +109,7 @@ class Local:
         pass
 
 
-class Grpc:
+class Remote:
     """One end dials, the other is what the listener hands to its host."""
 
     def __init__(self, url: str) -> None:
@@ -131,6 +131,9 @@ class Grpc:
         transport: Any = end.transport  # as if the process had died: no goodbye on any level of ours
         transport._reader.cancel()
         await asyncio.wait({transport._reader})
+        if self.asked.startswith("ws:"):
+            transport._socket.abort()
+            return
         transport._call.cancel()
         await transport._channel.close()
 
@@ -140,20 +143,28 @@ class Grpc:
             await self.listener.close()
 
 
-Pairs = Local | Grpc
+Pairs = Local | Remote
+URLS = {"grpc": "grpc://127.0.0.1:0", "unix": "unix:{}/s", "ws": "ws://127.0.0.1:0"}
 
 
-@pytest.fixture(params=["local", "grpc", "unix"])
+@pytest.fixture(params=["local", *URLS])
 async def pairs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pairs]:
-    urls = {"grpc": "grpc://127.0.0.1:0", "unix": f"unix:{tmp_path}/s"}
-    made: Pairs = Local() if request.param == "local" else Grpc(urls[request.param])
+    made: Pairs = Local() if request.param == "local" else Remote(URLS[request.param].format(tmp_path))
+    yield made
+    await made.close()
+
+
+@pytest.fixture(params=URLS)
+async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Remote]:
+    made = Remote(URLS[request.param].format(tmp_path))
+    await made.start()
     yield made
     await made.close()
 
 
 @pytest.fixture(params=["grpc", "unix"])
-async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Grpc]:
-    made = Grpc("grpc://127.0.0.1:0" if request.param == "grpc" else f"unix:{tmp_path}/s")
+async def by_grpc(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Remote]:
+    made = Remote(URLS[request.param].format(tmp_path))
     await made.start()
     yield made
     await made.close()
@@ -325,14 +336,14 @@ async def test_disconnecting_leaves_no_task_and_no_descriptor(pairs: Pairs) -> N
     await _until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
 
 
-async def test_half_a_close_leaves_the_other_half(served: Grpc) -> None:
-    served.host.keeps_half = True
-    target = (await served.start()).removeprefix("grpc://")
+async def test_half_a_close_leaves_the_other_half(by_grpc: Remote) -> None:
+    by_grpc.host.keeps_half = True
+    target = (await by_grpc.start()).removeprefix("grpc://")
     async with grpc.aio.insecure_channel(target) as channel:
         call = channel.stream_stream(f"/{SERVICE}/{PEER}")()
         await call.write(b"question")
         await call.done_writing()
-        far = await asyncio.wait_for(served.host.ends.get(), SOON)
+        far = await asyncio.wait_for(by_grpc.host.ends.get(), SOON)
         assert await far.take(1) == [b"question"]
         await asyncio.wait_for(far.ended.wait(), SOON)
         assert far.ends == [None]
@@ -343,7 +354,7 @@ async def test_half_a_close_leaves_the_other_half(served: Grpc) -> None:
         assert [type(error) for error in far.ends] == [type(None), LinkError]
 
 
-async def test_a_listener_that_closes_ends_what_is_left(served: Grpc) -> None:
+async def test_a_listener_that_closes_ends_what_is_left(served: Remote) -> None:
     near, _ = await served.pair()
     async with asyncio.timeout(SOON):
         assert served.listener is not None
@@ -412,7 +423,7 @@ async def test_a_connection_that_is_reset_during_the_handshake_is_a_link_error()
     await server.wait_closed()
 
 
-async def test_a_taken_address_is_an_address_error(served: Grpc) -> None:
+async def test_a_taken_address_is_an_address_error(served: Remote) -> None:
     url = await served.start()
     second = Exchange("second")
     with pytest.raises(AddressError, match="cannot listen at"):

@@ -2,6 +2,8 @@
 
     id = "hub"
     grpc = "0.0.0.0:50051"
+    http = "0.0.0.0:8080"
+    origins = ["https://app.example.com"]
     connect = ["grpc://10.0.0.2:50051"]
     exports = ["total", "target"]
     accepts = ["target"]
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import Exchange, ExchangeError, Limits
+from ..transports.origins import Origins
 from . import demo
 from .console import DEFAULT, USAGE, fail
 from .logs import FORMATS, LEVELS
@@ -38,7 +41,9 @@ class Config:
     """The settings, each with where it comes from in `sources`."""
 
     id: str | None = None
-    grpc: str = DEFAULT
+    grpc: str | None = None  # DEFAULT, if there is no `http` either
+    http: str | None = None
+    origins: list[str] = field(default_factory=list)
     demo: bool = False
     relay: bool = True
     balance: str = "round_robin"
@@ -60,7 +65,8 @@ class Config:
             if key == "limits":
                 text = ", ".join(f"{name} = {value}" for name, value in chosen.items())
             text = text.lower() if isinstance(chosen, bool) else text
-            shown = "made up" if chosen is None else text or "none"
+            absent = "made up" if key == "id" else "none"
+            shown = absent if chosen is None else text or "none"
             yield f"{key}: {shown} ({self.sources.get(key, 'default')})"
 
 
@@ -99,6 +105,8 @@ def _state(value: Any) -> str | None:
 _TYPES: dict[str, Callable[[Any], str | None]] = {
     "id": _text,
     "grpc": _text,
+    "http": _text,
+    "origins": _texts,
     "demo": _flag,
     "relay": _flag,
     "balance": _text,
@@ -123,6 +131,8 @@ def load(path: str | None, given: Given) -> Config:
     for key, (value, source) in given.items():
         setattr(config, key, value)
         config.sources[key] = source
+    if config.grpc is None and config.http is None:
+        config.grpc = DEFAULT
     if config.demo:
         config.state = {**demo.STATE, **config.state}
         config.sources["state"] = " and ".join(filter(None, ("demo", config.sources.get("state"))))
@@ -170,6 +180,12 @@ def _try(config: Config) -> None:
             make()
         except (ExchangeError, TypeError, ValueError) as error:
             blame(config, key, str(error))
+    try:
+        Origins(config.origins, "")
+    except ExchangeError as error:
+        blame(config, "origins", str(error))
+    if config.origins and config.http is None:
+        blame(config, "origins", "it is for pages that connect to the address that `http` says, and there is none")
 
 
 def blame(config: Config, key: str, text: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
@@ -31,6 +32,20 @@ STOP_SECONDS = 20.0  # an exchange needs at most 10 s for its handlers, and a fe
     envvar="EXCHANGE_GRPC",
     metavar="ADDR",
     help=f"Where to listen: HOST:PORT (port 0: a free one), grpc://HOST:PORT or unix:PATH; {DEFAULT} if not given.",
+)
+@click.option(
+    "--http",
+    envvar="EXCHANGE_HTTP",
+    metavar="ADDR",
+    help="Where to listen for WebSockets: HOST:PORT (port 0: a free one), in place of --grpc or beside it.",
+)
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    envvar="EXCHANGE_ORIGINS",
+    metavar="URL",
+    help="Pages from there may connect too, besides those of the same origin: https://example.com; repeatable.",
 )
 @click.option("--demo/--no-demo", default=None, envvar="EXCHANGE_DEMO", help="Handle compute.sum, echo and demo.*.")
 @click.option(
@@ -119,18 +134,30 @@ async def _serve(config: Config) -> None:
         )
         async with AsyncExitStack() as ending:
             ending.push_async_callback(_close, app)
-            try:
-                url = await app.listen(full_url(config.grpc))
-            except AddressError as error:
-                hint = "" if "unix:" in config.grpc else " (another --grpc? port 0 takes a free one)"
-                fail(FAILED, f"{error}{hint}")
+            urls = [url async for url in _listen(app, config)]
             for other in config.connect:
                 peer = await _link(app, config, other)
                 ending.callback(asyncio.create_task(_watch(other, peer)).cancel)
             names = ", ".join(sorted(handlers)) or "no handlers of its own"
-            click.echo(f"{app.id} is ready at {url} (reflection and health on): {names}")
+            click.echo(f"{app.id} is ready at {' and '.join(urls)}: {names}")
             await stop.wait()
             log.info("stopping")
+
+
+async def _listen(app: Exchange, config: Config) -> AsyncIterator[str]:
+    """Listen wherever it should; what the ready line says of each."""
+    if config.grpc is not None:
+        try:
+            yield f"{await app.listen(full_url(config.grpc))} (reflection and health on)"
+        except AddressError as error:
+            hint = "" if "unix:" in config.grpc else " (another --grpc? port 0 takes a free one)"
+            fail(FAILED, f"{error}{hint}")
+    if config.http is not None:
+        address = config.http.removeprefix("http://").removeprefix("ws://")
+        try:
+            yield f"{await app.listen(f'ws://{address}', origins=config.origins)} (WebSocket)"
+        except AddressError as error:
+            fail(FAILED, f"{error} (another --http? port 0 takes a free one)")
 
 
 async def _link(app: Exchange, config: Config, url: str) -> Peer:

@@ -103,7 +103,7 @@ class Scheme(Protocol):
 
 
 _schemes: dict[str, Scheme] = {}
-_BUILT_IN = {"grpc": ".grpc", "unix": ".grpc"}  # imported when first used
+_BUILT_IN = {"grpc": ".grpc", "unix": ".grpc", "ws": ".websocket", "wss": ".websocket"}  # imported when first used
 
 
 def register(scheme: str, implementation: Scheme) -> None:
