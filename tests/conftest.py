@@ -44,9 +44,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{seeds} seeds, {seeds / seconds:.0f} for each second of a core")
 
 
-@pytest.fixture(params=["local", "grpc"])
+@pytest.fixture(params=["local", "grpc", "ws"])
 async def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """A world whose links are of one kind, then of the other."""
+    """A world whose links are of one kind, then of another."""
     monkeypatch.setattr("exchange_grpc.exchange.STOP_SECONDS", 0.5)  # some handlers hang on purpose
     async with world_of(request.param) as made:
         yield made

@@ -58,7 +58,7 @@ class Way:
 
 
 class Proxy:
-    """The proxy in front of `target`, `grpc://HOST:PORT`. It listens at `url`, from `async with` on."""
+    """The proxy in front of `target`, `grpc://HOST:PORT` or another URL. It listens at `url`, from `async with` on."""
 
     def __init__(self, target: str, port: int = 0) -> None:
         self.target = target
@@ -76,7 +76,8 @@ class Proxy:
     @property
     def url(self) -> str:
         """Where it listens, whether it does just now or not."""
-        return f"grpc://{HOST}:{self.port}"
+        scheme, _, rest = self.target.partition("://")
+        return f"{scheme}://{HOST}:{self.port}{rest[rest.index('/') :] if '/' in rest else ''}"
 
     @property
     def open(self) -> int:
@@ -249,7 +250,7 @@ class _Connection:
     async def _pass_all(self) -> None:
         proxy, loop = self._proxy, asyncio.get_running_loop()
         await proxy.flowing.wait()
-        host, _, port = proxy.target.removeprefix("grpc://").rpartition(":")
+        host, _, port = proxy.target.partition("://")[2].partition("/")[0].rpartition(":")
         await loop.sock_connect(self._target, (host, int(port)))
         for one in (self._client, self._target):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

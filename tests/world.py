@@ -28,7 +28,7 @@ class World:
     async def url(self, exchange: Exchange) -> str:
         """Where it listens, from now on."""
         if exchange.id not in self._urls:
-            self._urls[exchange.id] = await exchange.listen("grpc://127.0.0.1:0")
+            self._urls[exchange.id] = await exchange.listen(f"{self.transport}://127.0.0.1:0")
         return self._urls[exchange.id]
 
     async def link(self, one: Exchange, other: Exchange) -> Peer:

@@ -20,7 +20,8 @@ from uvicorn.server import ServerState
 
 from ..limits import HTTP_REQUEST_SECONDS, HTTP_WAITING
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(f"{__name__}.uvicorn")
+_log.setLevel(logging.ERROR)  # below that it tells of each request that is none
 _BACKLOG = 1_024
 _STOP_SECONDS = 1.0  # for requests that are being answered
 _COMING = (h11.IDLE, h11.SEND_BODY)  # a client whose request is not there, or not all of it
@@ -104,7 +105,7 @@ class _Connection(H11Protocol):
 
     def __init__(self, config: uvicorn.Config, state: ServerState, waiting: "dict[_Connection, None]") -> None:
         super().__init__(config, state, {})
-        self.logger = log
+        self.logger = _log
         self.access_log = False
         self._waiting = waiting
         self._late: asyncio.TimerHandle | None = None

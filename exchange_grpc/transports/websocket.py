@@ -330,6 +330,7 @@ class WebSocketListener:
         self._stopping = self._closing = False
         self._streams: dict[asyncio.Task[None], _Accepted] = {}
         app = Starlette(routes=[Route(PATH, _upgrade_required)])
+        app.router.redirect_slashes = False  # to wherever the header `Host` says
         self._server = HttpServer(app, lambda: _Accepted(self))
 
     async def start(self, url: str) -> None:
