@@ -1,9 +1,10 @@
-"""Messages and requests: within a process and over gRPC, straight and through a hub; beside plain `grpc.aio`.
+"""Messages and requests: within a process, over gRPC and over WebSocket, straight and through a hub; beside plain
+`grpc.aio`.
 
     source (this measures) -> sink          source -> hub -> sink
 
-Over gRPC each is a process of its own, on loopback; locally they share one. The other side is what gRPC itself
-costs: unary calls that carry the same payload as bytes, to an echo beside the sink and to a proxy beside the
+Over gRPC and WebSocket each is a process of its own, on loopback; locally they share one. The other side is what gRPC
+itself costs: unary calls that carry the same payload as bytes, to an echo beside the sink and to a proxy beside the
 hub. One-way messages are counted where they arrive, until the last is there. Everything takes turns, round by
 round, with full ledgers. EXCHANGE_WEBHOOKS may name a file of real payloads, as for the tests.
 """
@@ -16,7 +17,7 @@ import os
 import statistics
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ from exchange_grpc.payload import encode_json
 
 ROUNDS = 5
 LOCAL_LINES = ("local, straight", "local, hub")
-GRPC_LINES = ("gRPC, straight", "gRPC, hub")
+LINES = {"exchange": ("gRPC, straight", "gRPC, hub"), "websocket": ("WebSocket, straight", "WebSocket, hub")}
 PLAIN = "  grpc.aio"  # below the line that it is compared with
 ECHO = "/benchmark.Echo/Echo"
 
@@ -105,8 +106,8 @@ async def serve(exchange: Exchange, answer: Callable[[bytes, Any], Awaitable[byt
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    url = await exchange.listen("grpc://127.0.0.1:0")
-    say({"exchange": url, "grpc": f"127.0.0.1:{port}"})
+    url, websocket = [await exchange.listen(f"{scheme}://127.0.0.1:0") for scheme in ("grpc", "ws")]
+    say({"exchange": url, "websocket": websocket, "grpc": f"127.0.0.1:{port}"})
     await needed()
     await server.stop(None)
 
@@ -119,7 +120,7 @@ async def run_sink() -> None:
         await serve(sink, echo)
 
 
-async def run_hub(sink: dict[str, str], hub: Exchange) -> None:
+async def run_hub(sink: dict[str, str], hub: Exchange, by: str = "exchange") -> None:
     """`hub` between whoever links to it and the sink, and a proxy before the echo."""
     async with hub, grpc.aio.insecure_channel(sink["grpc"]) as channel:
         call = channel.unary_unary(ECHO)
@@ -127,7 +128,7 @@ async def run_hub(sink: dict[str, str], hub: Exchange) -> None:
         async def forward(data: bytes, context: Any) -> bytes:
             return await call(data)
 
-        await hub.connect(sink["exchange"])
+        await hub.connect(sink[by])
         await serve(hub, forward)
 
 
@@ -142,7 +143,7 @@ def sender_of(source: Exchange) -> Sender:
 @asynccontextmanager
 async def source_of(to: str | Exchange) -> AsyncIterator[Exchange]:
     """An exchange that is linked, and knows the way to the sink, whose ledger and those on the way are full."""
-    async with Exchange("source") as source:
+    async with Exchange() as source:
         await source.connect(to)
         sender = sender_of(source)
         await sender.begin()
@@ -171,31 +172,36 @@ async def rounds(lines: dict[str, Line]) -> dict[str, Figures]:
     return found
 
 
-async def run_source(sink: dict[str, str], hub: dict[str, str]) -> None:
+async def run_source(sink: dict[str, str], hubs: dict[str, dict[str, str]]) -> None:
     """Measure all lines and say what was found: those of one process first, which are gone then."""
     async with sink_exchange() as one, sink_exchange() as other, Exchange("hub") as between:
         await between.connect(other)
         async with line_to(one) as straight, line_to(between) as through:
             found = await rounds(dict(zip(LOCAL_LINES, (straight, through), strict=True)))
-    async with line_to(sink["exchange"]) as straight, line_to(hub["exchange"]) as through:
+    async with AsyncExitStack() as stack:
         lines = {}
-        for name, line, plain in zip(GRPC_LINES, (straight, through), (sink["grpc"], hub["grpc"]), strict=True):
-            lines[name] = line
-            lines[name + PLAIN] = Line(grpc.aio.insecure_channel(plain).unary_unary(ECHO))
+        for by, names in LINES.items():
+            for name, at in zip(names, (sink, hubs[by]), strict=True):
+                lines[name] = await stack.enter_async_context(line_to(at[by]))
+                if by == "exchange":
+                    lines[name + PLAIN] = Line(grpc.aio.insecure_channel(at["grpc"]).unary_unary(ECHO))
         for called, figures in (await rounds(lines)).items():
             found[called] |= figures
     say(found)
 
 
 async def run_all() -> dict[str, Figures]:
-    """Start the three processes; what the source found."""
+    """Start the processes; what the source found."""
     module = "benchmarks.messages"
-    async with child(module, "--role", "sink") as sink:
+    async with AsyncExitStack() as stack:
+        sink = await stack.enter_async_context(child(module, "--role", "sink"))
         sink_at = json.dumps(await said(sink))
-        async with child(module, "--role", "hub", "--sink", sink_at) as hub:
-            hub_at = json.dumps(await said(hub))
-            async with child(module, "--role", "source", "--sink", sink_at, "--hub", hub_at) as source:
-                return await said(source)
+        hubs = {}
+        for by in LINES:
+            hub = await stack.enter_async_context(child(module, "--role", "hub", "--sink", sink_at, "--by", by))
+            hubs[by] = await said(hub)
+        role = ("--role", "source", "--sink", sink_at, "--hubs", json.dumps(hubs))
+        return await said(await stack.enter_async_context(child(module, *role)))
 
 
 # ------------------------------------------------------------------------------------------------- the report
@@ -233,14 +239,15 @@ def role() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--role", choices=("source", "hub", "sink"))
     parser.add_argument("--sink", type=json.loads)
-    parser.add_argument("--hub", type=json.loads)
+    parser.add_argument("--by", choices=LINES, default="exchange")
+    parser.add_argument("--hubs", type=json.loads)
     args = parser.parse_args()
     if args.role == "sink":
         asyncio.run(run_sink())
     elif args.role == "hub":
-        asyncio.run(run_hub(args.sink, Exchange("hub")))
+        asyncio.run(run_hub(args.sink, Exchange(f"hub-{args.by}"), args.by))
     elif args.role == "source":
-        asyncio.run(run_source(args.sink, args.hub))
+        asyncio.run(run_source(args.sink, args.hubs))
     else:
         sys.exit(main())
 

@@ -97,6 +97,7 @@ ACK_MESSAGES = 256  # taken before they are acknowledged: a quarter of the credi
 BATCH_MESSAGES = 1_024  # grpcio moves a few thousand writes a second, whatever their size
 BATCH_BYTES = 2**20  # larger writes gain nothing and delay control frames
 WRITE_BUFFER_BYTES = 64 * 2**10  # of a WebSocket: beyond this the next write waits until a quarter is left
+READ_BYTES = 32 * 2**10  # read of a WebSocket at once: it could be 5,000 frames, which take 15 ms
 TEXT_TURN_BYTES = 16 * 2**10  # a larger frame becomes JSON, or JSON a frame, in a thread: a turn of the loop is short
 CONTROL_FRAMES = 16_384  # questions, answers and changes of interest that wait on one link
 

@@ -34,7 +34,7 @@ def serving(*args: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], str
     assert process.stdout is not None
     try:
         ready = process.stdout.readline()
-        url = re.search(r"(?:grpc://|unix:)\S+", ready)
+        url = re.search(r"(?:grpc://|unix:|ws://)\S+", ready)
         assert url is not None, process.communicate(timeout=PATIENCE)[1]
         yield process, url[0], ready
     finally:

@@ -65,6 +65,40 @@ def test_serve_at_a_unix_path_and_at_a_named_port(tmp_path: Path) -> None:
         assert [d.code for d in done] == [0, 0, 0]
 
 
+def test_serve_websockets_alone() -> None:
+    with serving("--demo", "--http", "127.0.0.1:0", "--id", "hub") as (server, url, ready):
+        assert re.fullmatch(r"hub is ready at ws://127\.0\.0\.1:\d+/v1/peer \(WebSocket\): compute\.sum, .+\n", ready)
+        answer, taken, observed = run_all(
+            url,
+            ("request", "compute.sum", '{"a": 5, "b": 3}'),
+            ("serve", "--http", url.removeprefix("ws://").removesuffix("/v1/peer")),
+            ("observe",),
+        )
+        server.terminate()
+        assert server.communicate(timeout=PATIENCE)[0] == ""
+        assert server.returncode == 0
+    assert answer.out == "8\n"
+    assert taken.code == 1
+    assert "the address is taken, or not one of this machine (another --http? port 0 takes a free one)" in taken.err
+    assert (observed.code, "grpc://HOST:PORT" in observed.err) == (2, True)
+
+
+def test_serve_grpc_and_websockets_together(tmp_path: Path) -> None:
+    port = free_port()
+    with serving(*ANYWHERE, "--demo", EXCHANGE_HTTP=f"http://127.0.0.1:{port}") as (_, url, ready):
+        web = f"ws://127.0.0.1:{port}/v1/peer"
+        assert f" is ready at {url} (reflection and health on) and {web} (WebSocket): " in ready
+        one, other = run_all(url, ("describe",), ("describe", "--url", f"ws://127.0.0.1:{port}"))
+        assert json.loads(one.out)["exchange"] == json.loads(other.out)["exchange"]
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:0/x", "unix:/x", "grpc://127.0.0.1:0"])
+def test_a_wrong_address_for_websockets(address: str) -> None:
+    done = run("", "serve", "--http", address)
+    assert done.code == 1
+    assert "ws://HOST:PORT" in done.err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_is_graceful(number: signal.Signals) -> None:
     with serving("--demo", "--grpc", "127.0.0.1:0") as (server, url, _):
@@ -189,6 +223,9 @@ def test_the_state_of_the_demo_and_of_the_file_are_there_together(tmp_path: Path
         ('demo = "yes"', "FILE: demo: it is true or false"),
         ('connect = "grpc://x:1"', "FILE: connect: it is a list of texts"),
         ('connect = ["nonsense"]', "FILE: connect: 'grpc://nonsense' is no address"),
+        ('origins = "https://x.example"', "FILE: origins: it is a list of texts"),
+        ('http = "127.0.0.1:0"\norigins = ["*"]', "FILE: origins: '\\*' is no origin as browsers send it"),
+        ('origins = ["https://x.example"]', "FILE: origins: it is for pages that connect to"),
         ('balance = "fair"', "FILE: balance: balance is round_robin"),
         ('log_level = "loud"', "FILE: log_level: it is one of debug, info, warning, error"),
         ('exports = ["x"]', "FILE: exports: .*x"),
@@ -215,6 +252,8 @@ def test_a_wrong_file_is_named_with_its_key(toml: str | None, says: str, tmp_pat
 def test_a_wrong_variable_or_flag_is_named() -> None:
     assert "error: EXCHANGE_ID: 'a b' is no exchange id" in run("", "serve", *ANYWHERE, EXCHANGE_ID="a b").err
     assert "error: --balance: balance is round_robin" in run("", "serve", *ANYWHERE, "--balance", "fair").err
+    wrong = run("", "serve", "--http", "127.0.0.1:0", "--origin", "https://a.example", "--origin", "b.example")
+    assert "error: --origin: 'b.example' is no origin" in wrong.err
     wrong = run("", "serve", *ANYWHERE, EXCHANGE_LOG_LEVEL="loud")
     assert wrong.code == 2
     assert "Invalid value for '--log-level'" in wrong.err

@@ -34,7 +34,7 @@ from websockets.uri import parse_uri
 
 from .. import wire
 from ..errors import AddressError, ExchangeError, InvalidMessage, LinkError
-from ..limits import HANDSHAKE_SECONDS, TEXT_FRAME_BYTES, TEXT_TURN_BYTES, WRITE_BUFFER_BYTES
+from ..limits import HANDSHAKE_SECONDS, READ_BYTES, TEXT_FRAME_BYTES, TEXT_TURN_BYTES, WRITE_BUFFER_BYTES
 from ..patterns import shown
 from . import End, Host, Receive, register
 from .http import HttpServer
@@ -62,7 +62,7 @@ def address_of(url: str) -> tuple[str, int | None, str]:
     return found["host"].strip("[]"), int(found["port"]) if found["port"] else None, PATH if path in ("", "/") else path
 
 
-class _Stream(asyncio.Protocol):
+class _Stream(asyncio.BufferedProtocol):
     """What both ends have in common: a `Transport`, and the protocol of its socket."""
 
     def __init__(self, core: Protocol) -> None:
@@ -74,6 +74,7 @@ class _Stream(asyncio.Protocol):
         self._part_is_text = False
         self._arrived = asyncio.Event()
         self._paused = False
+        self._buffer = memoryview(b"")
         self._writable = asyncio.Event()
         self._writable.set()
         self._gone = asyncio.Event()
@@ -126,6 +127,8 @@ class _Stream(asyncio.Protocol):
                 while self._incoming:
                     text, message = self._incoming.popleft()
                     await self._receive(await self._frame(message) if text else message)
+                    if self._incoming:  # taking it may not have waited for anything
+                        await asyncio.sleep(0)
                 self._read_on()
                 self._arrived.clear()
                 if not self._gone.is_set():
@@ -158,8 +161,18 @@ class _Stream(asyncio.Protocol):
         self._socket = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio."""
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio."""
+        data, self._buffer = self._buffer[:nbytes].tobytes(), memoryview(b"")  # many connections keep none
+        self.data_received(data)
+
+    def data_received(self, data: bytes) -> None:
+        """So much has been read; from uvicorn, the request that it has read already."""
         self._core.receive_data(data)
         # A pong that cannot be written is left out: who pings and does not read could make us hold any number.
         held_up = self._core.state is State.OPEN and not self._writable.is_set()
