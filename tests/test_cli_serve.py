@@ -68,11 +68,12 @@ def test_serve_at_a_unix_path_and_at_a_named_port(tmp_path: Path) -> None:
 def test_serve_websockets_alone() -> None:
     with serving("--demo", "--http", "127.0.0.1:0", "--id", "hub") as (server, url, ready):
         assert re.fullmatch(r"hub is ready at ws://127\.0\.0\.1:\d+/v1/peer \(WebSocket\): compute\.sum, .+\n", ready)
-        answer, taken, observed = run_all(
+        answer, taken, observed, examined = run_all(
             url,
             ("request", "compute.sum", '{"a": 5, "b": 3}'),
             ("serve", "--http", url.removeprefix("ws://").removesuffix("/v1/peer")),
             ("observe",),
+            ("doctor",),
         )
         server.terminate()
         assert server.communicate(timeout=PATIENCE)[0] == ""
@@ -80,7 +81,8 @@ def test_serve_websockets_alone() -> None:
     assert answer.out == "8\n"
     assert taken.code == 1
     assert "the address is taken, or not one of this machine (another --http? port 0 takes a free one)" in taken.err
-    assert (observed.code, "grpc://HOST:PORT" in observed.err) == (2, True)
+    assert (observed.code, "this takes the gRPC address of an exchange" in observed.err) == (2, True)
+    assert (examined.code, [line[:3] for line in examined.out.splitlines()]) == (0, ["ok "] * 3)
 
 
 def test_serve_grpc_and_websockets_together(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ url_option = click.option(
     default=f"grpc://{DEFAULT}",
     show_default=True,
     show_envvar=True,
-    help="The exchange to link to: grpc://HOST:PORT or unix:PATH.",
+    help="The exchange to link to: grpc://HOST:PORT, ws://HOST:PORT or unix:PATH.",
 )
 header_option = click.option(
     "--header", "headers", multiple=True, metavar="KEY=VALUE", help="Travels with it; repeatable."
@@ -175,6 +175,11 @@ def full_url(address: str) -> str:
     return address if "://" in address or address.startswith("unix:") else f"grpc://{address}"
 
 
+def is_web(url: str) -> bool:
+    """It leads to a WebSocket, where there are links and nothing else."""
+    return url.startswith(("ws:", "wss:"))
+
+
 @asynccontextmanager
 async def linked(
     url: str, id: str | None = None, handlers: Mapping[str, Callable[..., Any]] | None = None
@@ -209,6 +214,8 @@ def rows_of(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:
 @contextmanager
 def doors(url: str) -> Iterator[grpc.Channel]:
     """A channel to the gRPC services at `url`. It blocks, and waits for no connection. Raises AddressError."""
+    if is_web(url):
+        raise AddressError(f"this takes the gRPC address of an exchange, grpc://HOST:PORT, not {url!r}")
     # What is observed may be as large as a message gets, and a little more.
     options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
     with grpc.insecure_channel(target_of(full_url(url)), options=options) as channel:

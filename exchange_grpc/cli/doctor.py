@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from exchange.v1 import service_pb2
 
 from ..version import AGENT, VERSION
-from .console import FAILED, UNREACHABLE, Failed, doors, fail, full_url, linked, run, url_option
+from .console import FAILED, UNREACHABLE, Failed, doors, fail, full_url, is_web, linked, run, url_option
 from .pretty import plain
 
 CHECK_SECONDS = 5.0  # for each question
@@ -29,7 +29,7 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["ExchangeService"].full_name
 
 def examine(url: str) -> Iterator[tuple[int, str]]:
     """For each check an exit code, 0 if all is well, and what to say."""
-    for check in CHECKS:
+    for check in CHECKS if not is_web(url) else CHECKS[:-2]:  # health and reflection are services of gRPC
         try:
             yield 0, check(url)
         except Failed as error:
