@@ -89,11 +89,11 @@ async def hub(port: int = 0, **changes: float) -> None:
         await obey({"url": url}, peers=lambda: len(app.peers))
 
 
-async def sink() -> None:
+async def sink(scheme: str = "grpc") -> None:
     """An exchange that takes numbers."""
     tally = Tally()
     async with Exchange("sink", handlers={"sink.take": tally.take}) as app:
-        await obey({"url": await app.listen("grpc://127.0.0.1:0")}, report=tally.report)
+        await obey({"url": await app.listen(f"{scheme}://127.0.0.1:0")}, report=tally.report)
 
 
 async def clients(url: str, name: str, count: int) -> None:

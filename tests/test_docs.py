@@ -9,7 +9,8 @@ How a page is read:
   stdout and stderr. `…` stands for anything within a line, and alone on a line for any number of lines.
   How much white space separates two words is not compared. One shell runs the whole block; a `console continued`
   block goes on in the shell of the one before it.
-* Where a page says 127.0.0.1:50051, a real `exchange serve --demo` listens, on a port of its own here.
+* Where a page says 127.0.0.1:50051 or ws://127.0.0.1:8080, a real `exchange serve --demo` listens, on ports of its own
+  here.
 * `make` is left to CI, which runs it. A page's `pip install` is a drill: it needs a minute and a network.
 """
 
@@ -31,6 +32,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ADDRESS = "127.0.0.1:50051"
+WEB_ADDRESS = "ws://127.0.0.1:8080"
 CI_ONLY = ("make",)
 PATH = os.pathsep.join((str(Path(sys.executable).parent), str(ROOT / ".tools" / "bin"), os.environ["PATH"]))
 
@@ -102,18 +104,31 @@ def commands(block: Block) -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[str]:
-    """Where a real `exchange serve --demo` listens."""
-    command = [shutil.which("exchange", path=PATH), "serve", "--demo", "--grpc", "127.0.0.1:0"]
+def ready() -> Iterator[str]:
+    """The line that a real `exchange serve --demo` prints when it is ready."""
+    command = [shutil.which("exchange", path=PATH), "serve", "--demo", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     assert command[0] is not None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
-        ready = process.stdout.readline()
-        where = re.search(r"grpc://(127\.0\.0\.1:\d+)", ready)
-        assert where is not None, ready
-        yield where[1]
+        yield process.stdout.readline()
         process.terminate()
         assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def served(ready: str) -> str:
+    """Where it listens."""
+    where = re.search(r"grpc://(127\.0\.0\.1:\d+)", ready)
+    assert where is not None, ready
+    return where[1]
+
+
+@pytest.fixture(scope="module")
+def web(ready: str) -> str:
+    """... for WebSockets."""
+    where = re.search(r"ws://127\.0\.0\.1:\d+", ready)
+    assert where is not None, ready
+    return where[0]
 
 
 # ---------------------------------------------------------------------------------------------------- Python
@@ -134,8 +149,8 @@ PRINTS = re.compile(r"\bprint\(.*\)  # (.*)")
 
 
 @pytest.mark.parametrize("program", sessions("python", BLOCKS), ids=lambda program: str(program[0]))
-def test_python_prints_what_it_says(program: list[Block], served: str) -> None:
-    source = [(str(block), block.text.replace(ADDRESS, served)) for block in program]
+def test_python_prints_what_it_says(program: list[Block], served: str, web: str) -> None:
+    source = [(str(block), block.text.replace(ADDRESS, served).replace(WEB_ADDRESS, web)) for block in program]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUNNER],
         input=json.dumps(source), capture_output=True, text=True, timeout=60, cwd=ROOT,

@@ -81,10 +81,15 @@ EACH = MESSAGES // CUTS  # so many after one cut comes the next, on average
 BURST, PACE = 20, 10_000  # messages at once, and in a second
 
 
-async def test_nothing_is_lost_or_doubled_when_a_link_is_cut_two_hundred_times() -> None:
+@pytest.mark.parametrize("scheme", ["grpc", "ws"])
+async def test_nothing_is_lost_or_doubled_when_a_link_is_cut_two_hundred_times(scheme: str) -> None:
     dice = random.Random(6)
     cuts = sent = 0
-    async with child("roles", "sink") as sink, Proxy(sink.ready["url"]) as proxy, Exchange("source") as source:
+    async with (
+        child("roles", "sink", scheme=scheme) as sink,
+        Proxy(sink.ready["url"]) as proxy,
+        Exchange("source") as source,
+    ):
         events = PeerEvents(source)
         await source.connect(proxy.url)
 
