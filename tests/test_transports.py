@@ -375,21 +375,32 @@ def free_port() -> int:
 
 async def test_nobody_at_an_address_is_a_link_error_at_once(tmp_path: Path) -> None:
     nobody = Exchange("nobody")
-    for url in (f"grpc://127.0.0.1:{free_port()}", f"unix:{tmp_path}/none", "grpc://nowhere.invalid:1"):
+    for url in (
+        f"grpc://127.0.0.1:{free_port()}",
+        f"unix:{tmp_path}/none",
+        "grpc://nowhere.invalid:1",
+        f"ws://127.0.0.1:{free_port()}",
+        f"wss://localhost:{free_port()}",
+        "ws://nowhere.invalid",
+        f"ws://{'x' * 64}.invalid:1",
+    ):
         async with asyncio.timeout(4), no_new_tasks():
             with pytest.raises(LinkError, match="nobody answers at"):
                 await nobody.connect(url)
     await nobody.close()
 
 
-async def test_somebody_who_only_listens_is_a_link_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("scheme", "module"), [("grpc", "grpc"), ("ws", "websocket"), ("wss", "websocket")])
+async def test_somebody_who_only_listens_is_a_link_error_within_seconds(
+    scheme: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert HANDSHAKE_SECONDS <= 5
-    monkeypatch.setattr("exchange_grpc.transports.grpc.HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(f"exchange_grpc.transports.{module}.HANDSHAKE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         dialling = Exchange("dialling")
         async with asyncio.timeout(3), no_new_tasks():
             with pytest.raises(LinkError, match=r"nobody answers at .* within"):
-                await dialling.connect(f"grpc://127.0.0.1:{silent.getsockname()[1]}")
+                await dialling.connect(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
         await dialling.close()
 
 
@@ -405,7 +416,8 @@ async def test_a_grpc_server_that_is_no_exchange_is_a_link_error() -> None:
     await server.stop(0)
 
 
-async def test_a_connection_that_is_reset_during_the_handshake_is_a_link_error() -> None:
+@pytest.mark.parametrize("scheme", ["grpc", "ws", "wss"])
+async def test_a_connection_that_is_reset_during_the_handshake_is_a_link_error(scheme: str) -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -417,7 +429,7 @@ async def test_a_connection_that_is_reset_during_the_handshake_is_a_link_error()
     dialling = Exchange("dialling")
     async with asyncio.timeout(SOON):
         with pytest.raises(LinkError):
-            await dialling.connect(f"grpc://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            await dialling.connect(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     await dialling.close()
     server.close()
     await server.wait_closed()

@@ -500,16 +500,38 @@ async def test_it_stops_with_goodbye_and_says_that_it_goes_away() -> None:
             await client.send(frame_pb2.Frame(batch=frame_pb2.Batch(messages=[request])).SerializeToString())
             await soon(began.wait())
             closing = asyncio.create_task(hub.close())
+            late = await connect(url)  # it is still there
             assert (await heard(client)).batch.messages[0].json == b'"done"'  # what runs is ended
             goodbye = await heard(client)
             assert (goodbye.WhichOneof("kind"), goodbye.goodbye.retry_after_ms) == ("goodbye", 500)
             assert await closed(client) == 1001
             assert (await heard(silent)).WhichOneof("kind") == "goodbye"
             assert await closed(silent) == 1001
+            assert await closed(late) == 1001
             await soon(closing)
         with pytest.raises(OSError, match="Connect"):
             await connect(url)
     await until(lambda: asyncio.all_tasks() <= tasks)
+
+
+async def test_who_comes_too_late_is_told(hub: tuple[Exchange, str]) -> None:
+    exchange, url = hub
+    host, port, path = websocket.address_of(url)
+    reader, writer = await asyncio.open_connection(host, port)
+    deaf, deaf_writer = await asyncio.open_connection(host, port)
+    upgrade = (
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    )
+    upgrade += "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    deaf_writer.write(upgrade.encode())
+    assert b" 101 " in await soon(deaf.readuntil(b"\r\n\r\n"))
+    closing = asyncio.create_task(exchange._listeners[0].close())
+    await soon(deaf.readexactly(1))  # it says that it goes away, and waits for us to say so too
+    writer.write(upgrade.encode())
+    assert b" 503 " in await soon(reader.readuntil(b"\r\n\r\n"))
+    await soon(closing)
+    for one in (writer, deaf_writer):
+        one.close()
 
 
 async def test_it_stops_with_plain_connections_open(hub: tuple[Exchange, str]) -> None:

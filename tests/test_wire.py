@@ -826,3 +826,55 @@ def test_read_and_written_again_hops_are_what_they_were() -> None:
 
 def test_json_is_the_type_of_json() -> None:
     assert wire.read_message(packed(json=b"1"), NOW).content_type == JSON
+
+
+# --------------------------------------------------------------------------------------- frames as proto JSON
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_frame_as_text_is_the_same_frame(seed: bytes) -> None:
+    assert frame_pb2.Frame.FromString(wire.frame_of(wire.text_of(seed))) == frame_pb2.Frame.FromString(seed)
+
+
+def test_text_has_the_names_of_the_schema_and_whole_numbers() -> None:
+    packed = frame_pb2.Frame()
+    message = packed.batch.messages.add(name="x", reply_to="a.1.2", json=b"1")
+    json_format.ParseDict({"a": [5, 0.5, True, None, "5.0"]}, message.value)
+    assert wire.text_of(packed.SerializeToString()) == (
+        b'{"batch":{"messages":[{"name":"x","value":{"a":[5,0.5,true,null,"5.0"]},"reply_to":"a.1.2"}]}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "detail", [("type.googleapis.com/made.up", b""), ("", b""), (f"x/{ErrorInfo.DESCRIPTOR.full_name}", b"\xff")]
+)
+def test_a_detail_that_json_cannot_say_is_left_out_and_nothing_else(detail: tuple[str, bytes]) -> None:
+    packed = message_pb2.Message(name="x").error
+    info = AnyPb()
+    info.Pack(ErrorInfo(reason="WHY"))
+    packed.details.extend([AnyPb(type_url=detail[0], value=detail[1]), info])
+    packed.code = 5
+    for frame in (
+        frame_pb2.Frame(reject=frame_pb2.Reject(seq=1, status=packed)),
+        frame_pb2.Frame(goodbye=frame_pb2.Goodbye(status=packed)),
+        frame_pb2.Frame(
+            batch=frame_pb2.Batch(messages=[message_pb2.Message(error=packed), message_pb2.Message(name="y")])
+        ),
+    ):
+        kind = str(frame.WhichOneof("kind"))
+        said = json.loads(wire.text_of(frame.SerializeToString()))[kind]
+        status = said["messages"][0]["error"] if kind == "batch" else said["status"]
+        assert status["code"] == 5
+        assert [detail.get("reason") for detail in status["details"] if detail] == ["WHY"]
+        assert kind != "batch" or said["messages"][1] == {"name": "y"}
+
+
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(str.encode)
+    | VALUES.map(lambda value: json.dumps(value).encode())
+)
+@settings(max_examples=400)
+def test_any_text_is_a_frame_or_refused(text: bytes) -> None:
+    with suppress(InvalidMessage):
+        wire.decode(wire.frame_of(text), NOW)

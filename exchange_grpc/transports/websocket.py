@@ -33,7 +33,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from .. import wire
-from ..errors import AddressError, ExchangeError, InvalidMessage, LinkError
+from ..errors import AddressError, InvalidMessage, LinkError
 from ..limits import HANDSHAKE_SECONDS, READ_BYTES, TEXT_FRAME_BYTES, TEXT_TURN_BYTES, WRITE_BUFFER_BYTES
 from ..patterns import shown
 from . import End, Host, Receive, register
@@ -381,8 +381,6 @@ class WebSocketListener:
         await stream.connect()
         try:
             await self._host.accept(stream)
-        except ExchangeError as error:  # it was closed this very moment
-            log.info("%s", error)
         finally:
             await stream.disconnect()
 
