@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 MESSAGE_BYTES = 4 * 2**20  # gRPC's own default for what is received: any stub takes it
 FRAME_BYTES = 16 * 2**20  # a few of the largest messages; set on both ends, for a larger one kills the stream
 TEXT_FRAME_BYTES = 24 * 2**20  # ... as JSON on a WebSocket: base64 makes four bytes of three, and fields have names
+TEXT_ITEMS = 200_000  # commas and brackets of such a text: what is between two takes up to 10 us to read
 NAME_BYTES = 255  # fits one length byte everywhere, and nobody types more
 ID_LENGTH = 64  # a host name with a suffix
 CONTENT_TYPE_BYTES = 255  # the media types that are registered stay far below

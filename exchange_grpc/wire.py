@@ -63,6 +63,7 @@ from .limits import (
     PATH,
     PAYLOAD_DEPTH,
     REQUEST_SECONDS,
+    TEXT_ITEMS,
     TRACE_BYTES,
 )
 from .message import NO_HEADERS, UNREAD, Kind, Message, Outcome, microseconds
@@ -757,7 +758,11 @@ def text_of(data: bytes) -> bytes:
     packed = frame_pb2.Frame.FromString(data)
     try:
         fields = MessageToDict(packed, preserving_proto_field_name=True)
-    except (TypeError, DecodeError):  # a detail of an error whose type nobody here knows: JSON has no bytes for it
+    except (
+        TypeError,
+        DecodeError,
+        RecursionError,
+    ):  # a detail of an error whose type nobody here knows: JSON has no bytes for it
         for status in _statuses(packed):
             known = [detail for detail in status.details if _is_known(detail)]
             del status.details[:]
@@ -778,6 +783,8 @@ def _whole(item: Any) -> Any:
 
 def frame_of(text: bytes) -> bytes:
     """The frame that this proto JSON says, without fields that are unknown. Raises InvalidMessage."""
+    if sum(map(text.count, (b",", b"{", b"["))) > TEXT_ITEMS:
+        raise LimitExceeded(f"the frame has more than {TEXT_ITEMS} items")
     packed = frame_pb2.Frame()
     try:
         fields = orjson.loads(text)
@@ -802,6 +809,6 @@ def _statuses(packed: frame_pb2.Frame) -> Iterable[Status]:
 def _is_known(detail: AnyPb) -> bool:
     try:
         MessageToDict(detail)
-    except (TypeError, DecodeError):
+    except (TypeError, DecodeError, RecursionError):
         return False
     return True

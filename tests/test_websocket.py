@@ -275,7 +275,8 @@ async def test_a_large_text_is_read_and_written_too(hub: tuple[Exchange, str]) -
 @pytest.mark.parametrize(
     "text",
     ["", "hello", "[]", "null", "7", '{"hello": 7}', '{"hello": {"exchange": ["x"]}}', '{"hello": {"epoch": -1}}',
-     '{"a": 1', "[" * 100_000, '{"batch": {"messages": [{"value": ' + "[" * 500 + "]" * 500 + "}]}}", "\n\x00"],
+     '{"a": 1', "[" * 100_000, '{"batch": {"messages": [' + "{}," * 100_000 + "{}]}}",
+     '{"batch": {"messages": [{"value": ' + "[" * 500 + "]" * 500 + "}]}}", "\n\x00"],
 )  # fmt: skip
 @pytest.mark.parametrize("greeted", [False, True])
 async def test_a_text_that_is_no_frame_ends_with_a_reason(hub: tuple[Exchange, str], text: str, greeted: bool) -> None:

@@ -94,10 +94,10 @@ class HttpServer:
             await asyncio.wait(set(self._state.tasks), timeout=_STOP_SECONDS)
         for task in self._state.tasks:
             task.cancel()
-        for connection in list(self._waiting):
-            connection.transport.abort()
-        while self._waiting:  # noqa: ASYNC110  # connections are lost in the next turn of the loop
-            await asyncio.sleep(0)
+        while self._waiting:
+            for connection in list(self._waiting):
+                connection.transport.abort()
+            await asyncio.sleep(0)  # they are lost in the next turn of the loop
 
 
 class _Connection(H11Protocol):

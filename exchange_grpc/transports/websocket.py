@@ -313,7 +313,7 @@ class _Accepted(_Stream):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
         super().connection_made(transport)
-        self.address = str(transport.get_extra_info("peername")[0])
+        self.address = str((transport.get_extra_info("peername") or ("",))[0])
 
     async def connect(self) -> None:
         """It is connected: begin to read."""
