@@ -128,7 +128,7 @@ async def test_a_message_that_says_it_is_larger_still_is_not_even_read(hub: tupl
 
 async def test_a_text_may_be_larger_than_a_frame(hub: tuple[Exchange, str]) -> None:
     _, url = hub
-    async with undisturbed(url), connect(url, subprotocols=[TEXT], max_size=None) as client:
+    async with connect(url, subprotocols=[TEXT], max_size=None) as client:
         await client.send('{"hello": {"exchange": "text"}}')
         await soon(client.recv())
         await client.send('{"goodbye": {"status": {"message": "' + "x" * (TEXT_FRAME_BYTES - 100) + '"}}}')
