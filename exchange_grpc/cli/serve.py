@@ -76,6 +76,7 @@ def serve(context: click.Context, /, path: str | None, **_: Any) -> None:
     \b
     exchange serve --demo
     exchange serve --id hub --grpc 127.0.0.1:50052 --connect grpc://127.0.0.1:50051
+    exchange serve --http 127.0.0.1:8080 --origin https://app.example.com
     exchange serve --config hub.toml --log-format json
 
     Others link to it, and it passes on what they send each other. Reflection and health are on. It logs
