@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import trustme
+import uvloop
 from faults import Proxy
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -556,3 +557,19 @@ async def test_neither_signals_nor_loggers_are_touched() -> None:
         await asked(await hub.listen("ws://127.0.0.1:0"), "nonsense")
         assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
         assert before == [(log.level, list(log.handlers), log.propagate) for log in map(logging.getLogger, names)]
+
+
+def test_any_loop_will_do() -> None:
+    async def main() -> None:
+        async with Exchange("hub", handlers={"echo": echo}) as hub:
+            async with Proxy(await hub.listen("ws://127.0.0.1:0")) as proxy, Exchange("client") as client:
+                peer = await client.connect(proxy.url)
+                large = "x" * 3_000_000
+                assert await peer.request("echo", large) == large
+                assert await asyncio.gather(*(peer.request("echo", n) for n in range(200))) == list(range(200))
+                proxy.reset()
+                assert await soon(peer.request("echo", "again")) == "again"
+            await until(lambda: not any(peer.connected for peer in hub.peers))
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+
+    uvloop.run(main())

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from typing import cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
@@ -157,9 +158,8 @@ class _Stream(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
-        assert isinstance(transport, asyncio.Transport)
-        self._socket = transport
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._socket = cast(asyncio.Transport, transport)  # which that of uvloop does not say it is
+        self._socket.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio."""
