@@ -243,6 +243,18 @@ async def test_slow_requests_are_dropped(hub: tuple[Exchange, str], monkeypatch:
     assert now() - began > 0.3
 
 
+async def test_a_websocket_is_no_slow_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange_grpc.transports.http.HTTP_REQUEST_SECONDS", 0.1)
+    async with Exchange("hub", handlers={"echo": echo}) as hub, Exchange("client") as client:
+        peer = await client.connect(await hub.listen("ws://127.0.0.1:0"))
+        (stream,) = streams(hub)
+        gone = asyncio.create_task(stream._gone.wait())
+        await asyncio.wait({gone}, timeout=0.5)
+        assert not gone.done()
+        assert await peer.request("echo", 1) == 1
+        gone.cancel()
+
+
 async def test_who_says_nothing_makes_room(hub: tuple[Exchange, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exchange_grpc.transports.http.HTTP_WAITING", 5)
     exchange, url = hub

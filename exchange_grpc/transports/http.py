@@ -130,6 +130,8 @@ class _Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         super().data_received(data)
+        if self not in self._waiting:  # it is a WebSocket now, or was dropped
+            return
         if self.conn.their_state not in _COMING:
             self._expected()
         elif self._late is None and not self.transport.is_closing():
