@@ -1,0 +1,383 @@
+// The public table: who handles, listens and subscribes here, and how their functions run.
+//
+// Each function starts in order of arrival, and has so many runs at once at most; what comes meanwhile waits, within a
+// bound. A message costs no goroutine of its own: a worker runs a function for one waiting message after another, and
+// another worker comes only where runs overlap. What finds nothing to do ends.
+
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
+
+// Handler answers messages. What it returns answers a request; nil gives an empty reply. An error made by [Refuse] is
+// told to the caller; of any other he hears a fixed text, and it is logged. ctx ends when the caller withdraws the
+// request or its time is over; what is emitted with it is caused by the message.
+type Handler func(ctx context.Context, msg *Message) (any, error)
+
+// StreamHandler answers a request to many as often as it likes, by reply. To any other request its first reply is
+// the answer, and further ones return [ErrAnswered].
+type StreamHandler func(ctx context.Context, msg *Message, reply func(value any) error) error
+
+// Listener sees messages, and answers nothing.
+type Listener func(ctx context.Context, msg *Message)
+
+// ErrAnswered says that a request has its answer, and nobody waits for another.
+var ErrAnswered = errors.New("exchange: the request is answered")
+
+// Func makes a handler of a function from one Go type to another.
+func Func[In, Out any](f func(ctx context.Context, in In) (Out, error)) Handler {
+	return func(ctx context.Context, msg *Message) (any, error) {
+		var in In
+		if err := msg.Decode(&in); err != nil {
+			return nil, Refuse(codes.InvalidArgument, "INVALID_MESSAGE", "%v", err)
+		}
+		return f(ctx, in)
+	}
+}
+
+// registered is a function with its queue.
+type registered struct {
+	label    string
+	handler  Handler
+	stream   StreamHandler
+	listener Listener
+	most     int
+	running  int
+	ready    int // workers that will look at what waits
+	waiting  deque[*run]
+}
+
+// run is one message for one function.
+type run struct {
+	message   *Message
+	from      string
+	function  *registered
+	open      *openRequest // that it answers; nil: none
+	ctx       context.Context
+	cancel    context.CancelFunc
+	stop      func() bool // nobody need look at its time
+	inv       *invocation
+	started   time.Time
+	answered  bool
+	withdrawn bool
+}
+
+type listening struct {
+	function *registered
+	pattern  string
+	peer     string // only what came from there; empty: everything
+}
+
+func newRegistered(label string, options []HandlerOption) *registered {
+	f := &registered{label: label, most: handlerConcurrency}
+	for _, option := range options {
+		option(f)
+	}
+	return f
+}
+
+// Handle answers name with h, until remove is called. One function answers a name.
+func (x *Exchange) Handle(name string, h Handler, options ...HandlerOption) (remove func(), err error) {
+	f := newRegistered(name, options)
+	f.handler = h
+	return x.handle(f, name)
+}
+
+// HandleStream is Handle for a function that may answer a request to many more than once.
+func (x *Exchange) HandleStream(name string, h StreamHandler, options ...HandlerOption) (remove func(), err error) {
+	f := newRegistered(name, options)
+	f.stream = h
+	return x.handle(f, name)
+}
+
+func (x *Exchange) handle(f *registered, name string) (remove func(), err error) {
+	if err := checkOwn(name); err != nil {
+		return nil, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.handlers[name] != nil {
+		return nil, fmt.Errorf("exchange: %s has a handler already", shown(name))
+	}
+	x.handlers[name] = f
+	x.claim(name)
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if x.handlers[name] == f {
+			delete(x.handlers, name)
+			x.claim(name)
+		}
+	}, nil
+}
+
+func checkOwn(name string) error {
+	if strings.HasPrefix(name, reserved) {
+		return invalid("the name %s is reserved for the system", shown(name))
+	}
+	return checkName(name)
+}
+
+// On runs f for messages of this name, beside their handler, until remove is called. It claims the name.
+func (x *Exchange) On(name string, f Listener, options ...HandlerOption) (remove func(), err error) {
+	return x.on(name, "", f, options)
+}
+
+func (x *Exchange) on(name, peer string, f Listener, options []HandlerOption) (remove func(), err error) {
+	if err := checkOwn(name); err != nil {
+		return nil, err
+	}
+	l := &listening{function: newRegistered(name, options), peer: peer}
+	l.function.listener = f
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.listeners[name] = append(x.listeners[name], l)
+	x.claim(name)
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.listeners[name] = without(x.listeners[name], l)
+		if len(x.listeners[name]) == 0 {
+			delete(x.listeners, name)
+		}
+		x.claim(name)
+	}, nil
+}
+
+// Subscribe runs f for every publication, anywhere in the mesh, whose name fits pattern, until remove is called.
+func (x *Exchange) Subscribe(pattern string, f Listener, options ...HandlerOption) (remove func(), err error) {
+	if err := checkPattern(pattern); err != nil {
+		return nil, err
+	}
+	l := &listening{function: newRegistered(pattern, options), pattern: pattern}
+	l.function.listener = f
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.subscribers = append(x.subscribers, l)
+	x.router.subscribe(pattern, 1)
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		before := len(x.subscribers)
+		if x.subscribers = without(x.subscribers, l); len(x.subscribers) < before {
+			x.router.subscribe(pattern, -1)
+		}
+	}, nil
+}
+
+func without[T comparable](all []T, one T) []T {
+	var rest []T // a new one: somebody may be going through the old
+	for _, other := range all {
+		if other != one {
+			rest = append(rest, other)
+		}
+	}
+	return rest
+}
+
+func (x *Exchange) claim(name string) {
+	x.router.offer(name, x.handlers[name] != nil || len(x.listeners[name]) > 0)
+}
+
+// deliver lets what is registered for a message run soon; false if nothing is.
+func (x *Exchange) deliver(m *Message, from string, o *openRequest) (taken bool, err error) {
+	var handler *registered
+	var beside []*listening
+	if m.Kind == KindPublish {
+		for _, l := range x.subscribers {
+			if Fits(l.pattern, m.Name) {
+				beside = append(beside, l)
+			}
+		}
+	} else {
+		handler = x.handlers[m.Name]
+		for _, l := range x.listeners[m.Name] {
+			if l.peer == "" || l.peer == from {
+				beside = append(beside, l)
+			}
+		}
+	}
+	if handler != nil {
+		r := x.newRun(m, from, handler)
+		if r.open = o; o != nil {
+			o.run = r
+			r.ctx, r.cancel = context.WithDeadline(x.base, m.deadline)
+			r.stop = context.AfterFunc(r.ctx, func() { x.overdue(r) })
+		}
+		if err := x.queue(r); err != nil {
+			return true, err
+		}
+	}
+	for _, l := range beside {
+		if err := x.queue(x.newRun(m, from, l.function)); err != nil {
+			x.log.Warn("a listener is too slow, and has missed a message", "name", m.Name)
+		}
+	}
+	if handler == nil && len(beside) > 0 {
+		x.onlyHeard(m, o)
+	}
+	return handler != nil || len(beside) > 0, nil
+}
+
+// onlyHeard: where all only listen, a request has an empty reply.
+func (x *Exchange) onlyHeard(m *Message, o *openRequest) {
+	if o != nil {
+		reply := x.make(KindReply, m.Name, behindOf(m), messageLife)
+		reply.To, reply.ReplyTo, reply.Last = m.From, m.ID, true
+		if m.Many {
+			reply.end = &[]string{}
+		}
+		x.reply(reply)
+	}
+	if m.Kind != KindPublish {
+		x.ledger.record(m.ID, eventEntry{at: time.Now(), outcome: OutcomeHandled, by: "listeners"})
+	}
+}
+
+func (x *Exchange) newRun(m *Message, from string, f *registered) *run {
+	return &run{message: m, from: from, function: f, inv: &invocation{message: m}}
+}
+
+func (x *Exchange) queue(r *run) error {
+	f := r.function
+	if x.closed || f.running+f.waiting.len() >= f.most+handlerQueue {
+		if r.cancel != nil {
+			r.cancel()
+		}
+		if x.closed {
+			return tooMuch("%s is closed", x.id)
+		}
+		return tooMuch("more than %d messages wait for %s", handlerQueue, f.label)
+	}
+	f.waiting.pushBack(r)
+	if f.handler != nil || f.stream != nil { // it waits here: whoever sent it may send the less meanwhile
+		r.message.waits++
+		if r.message.keeper != nil {
+			r.message.keeper.retain(len(r.message.Payload))
+		}
+	}
+	x.moreWorkers(f)
+	return nil
+}
+
+func (x *Exchange) moreWorkers(f *registered) {
+	if f.waiting.len() > 0 && f.ready == 0 && f.running < f.most {
+		f.ready++
+		x.working.Add(1)
+		go x.work(f)
+	}
+}
+
+func (x *Exchange) work(f *registered) {
+	defer x.working.Done()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for f.waiting.len() > 0 && f.running < f.most {
+		r := f.waiting.popFront()
+		x.released(r)
+		if r.withdrawn {
+			continue
+		}
+		f.ready--
+		f.running++
+		x.moreWorkers(f)
+		x.mu.Unlock()
+		x.execute(r)
+		x.mu.Lock()
+		f.running--
+		f.ready++
+	}
+	f.ready--
+}
+
+func (x *Exchange) released(r *run) {
+	m := r.message
+	if r.function.listener != nil {
+		return
+	}
+	if m.keeper != nil {
+		m.keeper.release(len(m.Payload))
+	}
+	if m.waits--; m.waits == 0 {
+		m.settle()
+	}
+}
+
+// withdraw: nobody waits for the answer of this handler.
+func (x *Exchange) withdraw(o *openRequest) {
+	if r := o.run; r != nil {
+		r.withdrawn, r.answered = true, true
+		r.cancel()
+	}
+}
+
+// overdue: the context of a handler has ended, be it by its time.
+func (x *Exchange) overdue(r *run) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	o := r.open
+	if !errors.Is(r.ctx.Err(), context.DeadlineExceeded) || x.router.open[o.request.ID] != o || o.from == here {
+		return // one of our own has whoever asked to look at the time
+	}
+	x.router.abandon(o, OutcomeExpired, "its time was over")
+	if o.request.Many && o.request.To == "" {
+		x.router.answerError(o.request, o.from, RequestError{}, []string{x.id})
+	} else {
+		x.router.answerError(o.request, o.from, x.router.tooLate(), nil)
+	}
+	x.answeredTo(o.from)
+}
+
+// execute runs a function, outside of the mutex.
+func (x *Exchange) execute(r *run) {
+	if r.ctx == nil {
+		r.ctx, r.cancel = context.WithCancel(x.base)
+	}
+	r.started = time.Now()
+	ctx := context.WithValue(r.ctx, invocationKey{}, r.inv)
+	value, err := x.call(ctx, r)
+	if r.function.listener == nil {
+		x.concluded(r, value, err)
+	}
+	if r.stop != nil {
+		r.stop()
+	}
+	r.cancel()
+}
+
+func (x *Exchange) call(ctx context.Context, r *run) (value any, err error) {
+	m, f := r.message, r.function
+	defer func() {
+		if problem := recover(); problem != nil {
+			x.log.Error("a handler panicked", "name", m.Name, "id", m.ID, "panic", problem, "stack", string(debug.Stack()))
+			err = errors.New("it panicked")
+		}
+	}()
+	if m.ContentType == jsonType { // what cannot be read never reaches a function
+		if err := checkJSON(m.Payload); err != nil {
+			e := refusal(err)
+			return nil, &Refused{e}
+		}
+	}
+	switch {
+	case f.handler != nil:
+		return f.handler(ctx, m)
+	case f.stream != nil:
+		err := f.stream(ctx, m, func(value any) error { return x.replyMore(ctx, r, value) })
+		if errors.Is(err, ErrAnswered) && r.answered {
+			err = nil
+		}
+		return nil, err
+	default:
+		f.listener(ctx, m)
+		return nil, nil
+	}
+}
