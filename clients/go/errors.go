@@ -22,6 +22,7 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Error is what this package fails with on purpose.
@@ -138,6 +139,25 @@ func typed(e RequestError) error {
 	default:
 		return &Refused{e}
 	}
+}
+
+// GRPCStatus is the error as others of gRPC know it, with a google.rpc.ErrorInfo: see package status of grpc-go.
+func (e *RequestError) GRPCStatus() *status.Status { return status.FromProto(packStatus(e)) }
+
+// GRPCStatus is the error as others of gRPC know it.
+func (e *InvalidMessage) GRPCStatus() *status.Status { return status.FromProto(packStatus(e)) }
+
+// GRPCStatus is the error as others of gRPC know it.
+func (e *LimitExceeded) GRPCStatus() *status.Status { return status.FromProto(packStatus(e)) }
+
+// GRPCStatus is the error as others of gRPC know it.
+func (e *AddressError) GRPCStatus() *status.Status {
+	return (&RequestError{Code: codes.InvalidArgument, Reason: "ADDRESS", Text: e.Text}).GRPCStatus()
+}
+
+// GRPCStatus is the error as others of gRPC know it.
+func (e *LinkError) GRPCStatus() *status.Status {
+	return (&RequestError{Code: codes.Unavailable, Reason: "LINK", Text: e.Text, Delivered: DeliveredNo}).GRPCStatus()
 }
 
 func invalid(format string, args ...any) error {

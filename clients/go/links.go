@@ -142,9 +142,9 @@ func (x *Exchange) resumed(l *link, e resumed) {
 	if l.session.me.revision != x.revision {
 		x.catchUp(l.session)
 	}
-	seconds := time.Duration(0)
+	seconds := 0.0
 	if !l.brokenAt.IsZero() {
-		seconds = time.Since(l.brokenAt)
+		seconds = time.Since(l.brokenAt).Seconds()
 	}
 	if l.face == nil {
 		l.face = &Peer{x: x, link: l}
@@ -155,7 +155,7 @@ func (x *Exchange) resumed(l *link, e resumed) {
 	uncertain := l.uncertain
 	l.uncertain = nil
 	x.log.Info("the link is there again", "peer", peer.exchange, "recovered", e.recovered, "uncertain", len(uncertain))
-	x.notify(Resumed{ID: peer.exchange, Recovered: e.recovered, Uncertain: uncertain, After: seconds})
+	x.notify(Resumed{ID: peer.exchange, Recovered: e.recovered, Uncertain: append([]string{}, uncertain...), Seconds: seconds})
 }
 
 // present: the link is open, and routing may use it.
@@ -263,7 +263,7 @@ func (x *Exchange) lose(l *link, unsent []*Message, uncertain []string, expected
 // unhandled tells of a send of ours that was not handled.
 func (x *Exchange) unhandled(id, name string, outcome Outcome, err RequestError) {
 	x.log.Warn("a message was not handled", "name", name, "id", id, "reason", err.Reason, "text", err.Text, "at", or(err.At, x.id))
-	x.notify(NotHandled{ID: id, Name: name, Outcome: outcome, Err: typed(err)})
+	x.notify(NotHandled{ID: id, Name: name, Outcome: outcome, Reason: err.Reason, Err: typed(err)})
 }
 
 // Peers are the exchanges that are linked to this one, in order of their ids.
@@ -303,11 +303,11 @@ func (p *Peer) Agent() string {
 
 // PeerInfo is what a peer says of itself.
 type PeerInfo struct {
-	ID         string
-	Relay      bool // it passes on what others send each other
-	Away       bool // the link is broken, and may be made again
-	Handles    []string
-	Subscribes []string
+	ID         string   `json:"id"`
+	Relay      bool     `json:"relay"` // it passes on what others send each other
+	Away       bool     `json:"away"`  // the link is broken, and may be made again
+	Handles    []string `json:"handles"`
+	Subscribes []string `json:"subscribes"`
 }
 
 // Info is what the peer says of itself now.

@@ -33,6 +33,9 @@ var kindNames = [...]string{"UNSPECIFIED", "SEND", "REQUEST", "REPLY", "CANCEL",
 // String is the word of the contract, without its prefix: SEND.
 func (k Kind) String() string { return kindNames[k] }
 
+// MarshalText is String.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
 // Outcome says what became of a message at one exchange. The numbers are those of the contract.
 type Outcome int
 
@@ -55,6 +58,9 @@ var outcomeNames = [...]string{
 
 // String is the word of the contract, without its prefix: HANDLED.
 func (o Outcome) String() string { return outcomeNames[o] }
+
+// MarshalText is String.
+func (o Outcome) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 
 // Hop is one stop of a message: the exchange, and when it got there by its clock.
 type Hop struct {
@@ -112,6 +118,14 @@ func (m *Message) JSON() json.RawMessage {
 	return m.Payload
 }
 
+// Value is what it carries, as it can be emitted again: json.RawMessage or [Data].
+func (m *Message) Value() any {
+	if m.ContentType != jsonType {
+		return Data{m.ContentType, m.Payload}
+	}
+	return m.JSON()
+}
+
 // Root is the id of the message where it all began: its own if nothing stands behind it.
 func (m *Message) Root() string { return or(m.root, m.ID) }
 
@@ -133,6 +147,23 @@ func (m *Message) Traceparent() string {
 // String names it for people.
 func (m *Message) String() string {
 	return fmt.Sprintf("%s %s %s", strings.ToLower(m.Kind.String()), m.Name, m.ID)
+}
+
+// MarshalJSON is the message for people and logs: what it carries is `value`, or `data` in base64 with `content_type`.
+func (m *Message) MarshalJSON() ([]byte, error) {
+	said := map[string]any{
+		"id": m.ID, "name": m.Name, "kind": m.Kind, "from": m.From, "to": m.To, "root": m.Root(), "trace": m.Trace(),
+		"causes": append([]string{}, m.Causes...), "timestamp_us": m.Timestamp.UnixMicro(), "headers": m.Headers,
+	}
+	if m.Headers == nil {
+		said["headers"] = map[string]string{}
+	}
+	if m.ContentType == jsonType {
+		said["value"] = m.JSON()
+	} else {
+		said["data"], said["content_type"] = m.Payload, m.ContentType
+	}
+	return json.Marshal(said)
 }
 
 // header is the message without what it carried.

@@ -6,7 +6,6 @@ package exchange
 import (
 	"context"
 	"strings"
-	"time"
 )
 
 // Seen says why an observer sees a message.
@@ -18,42 +17,64 @@ const (
 	SeenEmitted  Seen = 3
 )
 
-// Event is what happened to the exchange itself: Connected, Lost, Resumed, GaveUp or NotHandled.
-type Event interface{ isEvent() }
+// Event is what happened to the exchange itself: Connected, Lost, Resumed, GaveUp or NotHandled. As JSON an event has
+// the fields that docs/system.md names.
+type Event interface {
+	// EventName is a word for logs: connected, lost, resumed, gave_up or unhandled.
+	EventName() string
+}
 
 // Connected: a link was made.
 type Connected struct {
-	ID, Agent string
-	Relay     bool
+	ID    string `json:"id"`
+	Agent string `json:"agent"`
+	Relay bool   `json:"relay"`
 }
 
 // Lost: a link has broken or ended. If it was dialled it is dialled again, unless GaveUp follows.
-type Lost struct{ ID, Reason string }
+type Lost struct {
+	ID     string `json:"id"`
+	Reason string `json:"reason"`
+}
 
 // Resumed: a link is there again. If it was not recovered, the peer has lost its memory, and nobody knows
 // whether the messages in Uncertain arrived.
 type Resumed struct {
-	ID        string
-	Recovered bool
-	Uncertain []string
-	After     time.Duration
+	ID        string   `json:"id"`
+	Recovered bool     `json:"recovered"`
+	Uncertain []string `json:"uncertain"`
+	Seconds   float64  `json:"seconds"` // that it was away
 }
 
 // GaveUp: a link is not waited for, or dialled, any more.
-type GaveUp struct{ ID, Reason string }
+type GaveUp struct {
+	ID     string `json:"id"`
+	Reason string `json:"reason"`
+}
 
 // NotHandled: a send of ours was not handled.
 type NotHandled struct {
-	ID, Name string
-	Outcome  Outcome
-	Err      error
+	ID      string  `json:"id"`
+	Name    string  `json:"name"`
+	Outcome Outcome `json:"outcome"`
+	Reason  string  `json:"reason"` // as in a RequestError
+	Err     error   `json:"-"`
 }
 
-func (Connected) isEvent()  {}
-func (Lost) isEvent()       {}
-func (Resumed) isEvent()    {}
-func (GaveUp) isEvent()     {}
-func (NotHandled) isEvent() {}
+// EventName is "connected".
+func (Connected) EventName() string { return "connected" }
+
+// EventName is "lost".
+func (Lost) EventName() string { return "lost" }
+
+// EventName is "resumed".
+func (Resumed) EventName() string { return "resumed" }
+
+// EventName is "gave_up".
+func (GaveUp) EventName() string { return "gave_up" }
+
+// EventName is "unhandled".
+func (NotHandled) EventName() string { return "unhandled" }
 
 // observer is a function with what it has yet to see.
 type observer struct {

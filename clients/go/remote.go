@@ -18,7 +18,7 @@ type StateValue struct {
 	Epoch       uint64          `json:"epoch"`    // of the exchange: revisions of two epochs do not compare
 	Cause       string          `json:"cause"`    // the id of the message that caused the last change, or empty
 	Transaction uint64          `json:"transaction"`
-	Snapshot    bool            `json:"-"` // it was not told because it changed
+	Snapshot    bool            `json:"snapshot"` // it was not told because it changed
 }
 
 // Decode reads the value into a variable, as json.Unmarshal does.
