@@ -77,10 +77,18 @@ func (x *Exchange) taken(ctx context.Context, reply *Message) (*Message, error) 
 	if inv := invocationOf(ctx); inv != nil { // a further cause of what the handler does next
 		inv.after(reply)
 	}
-	if reply.Err != nil {
-		return nil, reply.Err
+	if err := reply.readable(); err != nil {
+		return nil, err
 	}
 	return reply, nil
+}
+
+// readable is why there is nothing to read in a reply: the request failed, or it is no JSON and says it was.
+func (m *Message) readable() error {
+	if m.Err == nil && m.end == nil && m.ContentType == jsonType {
+		return checkJSON(m.Payload)
+	}
+	return m.Err
 }
 
 // over is why a context ended.

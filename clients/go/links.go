@@ -294,6 +294,9 @@ func (p *Peer) ID() string {
 // String names it for people.
 func (p *Peer) String() string { return "peer " + p.ID() }
 
+// MarshalText is its id.
+func (p *Peer) MarshalText() ([]byte, error) { return []byte(p.ID()), nil }
+
 // Agent is its language and the version of its library.
 func (p *Peer) Agent() string {
 	p.x.mu.Lock()

@@ -161,7 +161,7 @@ func (m *Message) MarshalJSON() ([]byte, error) {
 	if m.ContentType == jsonType {
 		said["value"] = m.JSON()
 	} else {
-		said["data"], said["content_type"] = m.Payload, m.ContentType
+		said["data"], said["content_type"] = append([]byte{}, m.Payload...), m.ContentType
 	}
 	return json.Marshal(said)
 }

@@ -85,7 +85,7 @@ func (r *Replies) next() (reply *Message, err error, more bool) {
 			if inv := invocationOf(r.ctx); inv != nil {
 				inv.after(reply)
 			}
-			return reply, reply.Err, true
+			return reply, reply.readable(), true
 		}
 		err, more, over := r.err, r.err != nil, r.over
 		r.err = nil

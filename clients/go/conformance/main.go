@@ -131,10 +131,7 @@ func (p *process) run(ctx context.Context, verb string, c command, more func(any
 			link = append(link, exchange.WithRetry(seconds(*c.Retry)))
 		}
 		peer, err := x.Connect(ctx, c.URL, link...)
-		if err != nil {
-			return nil, err
-		}
-		return object{"peer": peer.ID()}, nil
+		return object{"peer": peer}, err
 	case "disconnect", "peers":
 		peers := []exchange.PeerInfo{}
 		for _, peer := range x.Peers() {
@@ -161,7 +158,7 @@ func (p *process) run(ctx context.Context, verb string, c command, more func(any
 		remove, _ := p.removes.Load(c.Name)
 		remove.(func())()
 	case "release":
-		p.released.Range(func(_, release any) bool { release.(func())(); return true })
+		p.released.Range(func(_, release any) bool { release.(context.CancelFunc)(); return true })
 	case "on":
 		return keep(x.On(c.Name, hear))
 	case "subscribe":
