@@ -81,6 +81,7 @@ func (x *Exchange) concluded(r *run, value any, err error) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.overdue(r) // it may be so in this very moment
 	reason := ""
 	if failure != nil {
 		reason = failure.Error()

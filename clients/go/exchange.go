@@ -83,6 +83,19 @@ func New(id string, options ...Option) (*Exchange, error) {
 	return x, nil
 }
 
+// Dial makes an exchange with an id that is made up, and connects it to a URL. It is [New] and [Exchange.Connect] in one.
+func Dial(ctx context.Context, url string, options ...LinkOption) (*Exchange, error) {
+	x, err := New("")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := x.Connect(ctx, url, options...); err != nil {
+		_ = x.Close() // there is nothing to end
+		return nil, err
+	}
+	return x, nil
+}
+
 // ID is its name in its mesh.
 func (x *Exchange) ID() string { return x.id }
 

@@ -1,8 +1,9 @@
 // The public table: who handles, listens and subscribes here, and how their functions run.
 //
 // Each function starts in order of arrival, and has so many runs at once at most; what comes meanwhile waits, within a
-// bound. A message costs no goroutine of its own: a worker runs a function for one waiting message after another, and
-// another worker comes only where runs overlap. What finds nothing to do ends.
+// bound. A message costs no goroutine of its own: a worker runs a function for one waiting message after another. Only
+// where messages still wait after a moment there come more workers, twice as many each time: so short runs begin one
+// after another, and a run that blocks holds up nobody. A worker that finds nothing to do ends.
 
 package exchange
 
@@ -51,7 +52,9 @@ type registered struct {
 	listener Listener
 	most     int
 	running  int
-	ready    int // workers that will look at what waits
+	ready    int  // workers that will look at what waits
+	step     int  // how many more come next
+	pausing  bool // ... after a moment
 	waiting  deque[*run]
 }
 
@@ -77,7 +80,7 @@ type listening struct {
 }
 
 func newRegistered(label string, options []HandlerOption) *registered {
-	f := &registered{label: label, most: handlerConcurrency}
+	f := &registered{label: label, most: handlerConcurrency, step: 1}
 	for _, option := range options {
 		option(f)
 	}
@@ -210,7 +213,11 @@ func (x *Exchange) deliver(m *Message, from string, o *openRequest) (taken bool,
 		if r.open = o; o != nil {
 			o.run = r
 			r.ctx, r.cancel = context.WithDeadline(x.base, m.deadline)
-			r.stop = context.AfterFunc(r.ctx, func() { x.overdue(r) })
+			r.stop = context.AfterFunc(r.ctx, func() {
+				x.mu.Lock()
+				defer x.mu.Unlock()
+				x.overdue(r)
+			})
 		}
 		if err := x.queue(r); err != nil {
 			return true, err
@@ -268,8 +275,28 @@ func (x *Exchange) queue(r *run) error {
 	return nil
 }
 
+// moreWorkers sees that somebody takes what waits: at once if nobody works, else after a moment.
 func (x *Exchange) moreWorkers(f *registered) {
-	if f.waiting.len() > 0 && f.ready == 0 && f.running < f.most {
+	switch {
+	case f.waiting.len() == 0:
+		f.step = 1
+	case f.ready > 0 || f.pausing || f.running >= f.most:
+	case f.running == 0:
+		x.startWorkers(f, 1)
+	default:
+		f.pausing = true
+		time.AfterFunc(handlerTurn, func() {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			f.pausing = false
+			x.startWorkers(f, f.step)
+			f.step *= 2
+		})
+	}
+}
+
+func (x *Exchange) startWorkers(f *registered, count int) {
+	for range min(count, f.waiting.len()-f.ready, f.most-f.running-f.ready) {
 		f.ready++
 		x.working.Add(1)
 		go x.work(f)
@@ -321,17 +348,17 @@ func (x *Exchange) withdraw(o *openRequest) {
 
 // overdue: the context of a handler has ended, be it by its time.
 func (x *Exchange) overdue(r *run) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
 	o := r.open
-	if !errors.Is(r.ctx.Err(), context.DeadlineExceeded) || x.router.open[o.request.ID] != o || o.from == here {
-		return // one of our own has whoever asked to look at the time
+	if o == nil || o.scatter != nil || r.ctx.Err() != context.DeadlineExceeded || x.router.open[o.request.ID] != o {
+		return
 	}
 	x.router.abandon(o, OutcomeExpired, "its time was over")
+	request := *o.request
+	request.emit = o.emit
 	if o.request.Many && o.request.To == "" {
-		x.router.answerError(o.request, o.from, RequestError{}, []string{x.id})
+		x.router.answerError(&request, o.from, RequestError{}, []string{x.id})
 	} else {
-		x.router.answerError(o.request, o.from, x.router.tooLate(), nil)
+		x.router.answerError(&request, o.from, x.router.tooLate(), nil)
 	}
 	x.answeredTo(o.from)
 }

@@ -84,6 +84,7 @@ const (
 	controlFrames      = 16_384
 	handlerConcurrency = 1_024 // one handler, running at once
 	handlerQueue       = 65_536
+	handlerTurn        = 500 * time.Microsecond // that messages wait for a busy handler, before it runs more than once
 )
 
 // Limits are the limits of one exchange that can be set, by [WithLimits]. What is zero has its default.

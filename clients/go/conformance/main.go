@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -24,17 +25,18 @@ type object = map[string]any
 type command struct { // all that a command, or what a handler does, may be told
 	ID, URL, Peer, Name, Pattern, Do, To, Via, Exchange, Key, Reason, Text string
 
-	ContentType    string `json:"content_type"`
-	Data           []byte
-	Value          json.RawMessage
-	Values         []json.RawMessage
-	Headers        map[string]string
-	Names          []string
-	Limits         map[string]float64
-	Retry, Timeout *float64
-	Code           codes.Code
-	Expected       *uint64
-	With           *command
+	ContentType string `json:"content_type"`
+	Data        []byte
+	Value       json.RawMessage
+	Values      []json.RawMessage
+	Headers     map[string]string
+	Names       []string
+	Limits      map[string]float64
+	Retry       float64
+	Timeout     *float64
+	Code        codes.Code
+	Expected    *uint64
+	With        *command
 }
 
 type process struct {
@@ -47,16 +49,17 @@ func main() {
 	p, running := new(process), map[string]context.CancelFunc{}
 	in, any := bufio.NewReader(os.Stdin), protodelim.UnmarshalOptions{MaxSize: -1}
 	for m := new(pb.Message); any.UnmarshalFrom(in, m) == nil; m = new(pb.Message) {
-		if cancel := running[m.GetReplyTo()]; cancel != nil {
-			cancel()
+		ctx, cancel := context.WithCancel(context.Background())
+		if withdraw := running[m.GetReplyTo()]; withdraw != nil {
+			withdraw()
 			continue
 		}
-		ctx, cancel := context.WithCancel(context.Background())
 		running[m.GetId()] = cancel
-		if m.GetName() == "start" { // all else needs it
-			p.command(ctx, m)
-		} else {
-			go p.command(ctx, m)
+		done := make(chan struct{})
+		go func() { p.command(ctx, m); close(done) }()
+		select { // they begin in order, and one that waits holds up none
+		case <-done:
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 	if p.app != nil {
@@ -91,7 +94,7 @@ func (p *process) command(ctx context.Context, m *pb.Message) {
 	reply := func(value any, err error, last bool) {
 		p.write(&pb.Message{Kind: pb.Kind_KIND_REPLY, Name: m.GetName(), ReplyTo: m.GetId(), Last: last}, value, err)
 	}
-	c := command{With: new(command)}
+	c := command{With: new(command), Retry: 1e9}
 	must(json.Unmarshal(m.GetJson(), &c))
 	if c.Timeout != nil {
 		timed, cancel := context.WithTimeout(ctx, seconds(*c.Timeout))
@@ -102,36 +105,30 @@ func (p *process) command(ctx context.Context, m *pb.Message) {
 	reply(value, err, true)
 }
 
+// as names what a function gave.
+func as(name string) func(any, error) (any, error) {
+	return func(value any, err error) (any, error) { return object{name: value}, err }
+}
+
 func (p *process) run(ctx context.Context, verb string, c command, more func(any, error)) (any, error) {
-	x, state, options := p.app, p.app.State(c.Exchange), []exchange.CallOption{exchange.To(c.To), exchange.Via(c.Via), exchange.Headers(c.Headers)}
+	x, state, value := p.app, p.app.State(c.Exchange), c.value()
+	options := []exchange.CallOption{exchange.To(c.To), exchange.Via(c.Via), exchange.Headers(c.Headers)}
 	keep := func(remove func(), err error) (any, error) {
 		p.removes.Store(c.Name, remove)
-		return object{}, err
+		return nil, err
 	}
-	emit := func(by func(context.Context, string, any, ...exchange.CallOption) (string, error)) (any, error) {
-		id, err := by(ctx, c.Name, c.value(), options...)
-		return object{"id": id}, err
-	}
-	hear := func(ctx context.Context, m *exchange.Message) {
-		heard := object{"by": verb}
+	hear := func(_ context.Context, m *exchange.Message) {
 		data, err := json.Marshal(m)
 		must(err)
-		must(json.Unmarshal(data, &heard))
-		p.tell("heard", heard)
+		p.tell("heard", json.RawMessage(fmt.Sprintf(`{"by":%q,%s`, verb, data[1:])))
 	}
 	switch verb {
 	case "start":
 		return object{"agent": "go/" + exchange.Version}, p.start(c)
 	case "listen":
-		url, err := x.Listen(c.URL)
-		return object{"url": url}, err
+		return as("url")(x.Listen(c.URL))
 	case "connect":
-		link := []exchange.LinkOption{}
-		if c.Retry != nil {
-			link = append(link, exchange.WithRetry(seconds(*c.Retry)))
-		}
-		peer, err := x.Connect(ctx, c.URL, link...)
-		return object{"peer": peer}, err
+		return as("peer")(x.Connect(ctx, c.URL, exchange.WithRetry(seconds(c.Retry))))
 	case "disconnect", "peers":
 		peers := []exchange.PeerInfo{}
 		for _, peer := range x.Peers() {
@@ -142,7 +139,7 @@ func (p *process) run(ctx context.Context, verb string, c command, more func(any
 		}
 		return object{"peers": peers}, nil
 	case "close":
-		return object{}, x.Close()
+		return nil, x.Close()
 	case "handle":
 		if c.Do == "many" {
 			return keep(x.HandleStream(c.Name, func(_ context.Context, m *exchange.Message, reply func(any) error) error {
@@ -153,7 +150,7 @@ func (p *process) run(ctx context.Context, verb string, c command, more func(any
 				return nil
 			}))
 		}
-		return keep(x.Handle(c.Name, func(ctx context.Context, m *exchange.Message) (any, error) { return p.handle(ctx, c.Do, c.With, m) }))
+		return keep(x.Handle(c.Name, func(ctx context.Context, m *exchange.Message) (any, error) { return p.handle(ctx, c, m) }))
 	case "unhandle":
 		remove, _ := p.removes.Load(c.Name)
 		remove.(func())()
@@ -166,15 +163,15 @@ func (p *process) run(ctx context.Context, verb string, c command, more func(any
 	case "observe":
 		return keep(x.Observe(c.Pattern, func(ctx context.Context, m *exchange.Message, _ exchange.Seen) { hear(ctx, m) }))
 	case "send":
-		return emit(x.Send)
+		return as("id")(x.Send(ctx, c.Name, value, options...))
 	case "publish":
-		return emit(x.Publish)
+		return as("id")(x.Publish(ctx, c.Name, value, options...))
 	case "broadcast":
-		return emit(x.Broadcast)
+		return as("id")(x.Broadcast(ctx, c.Name, value, options...))
 	case "request":
-		return x.Request(ctx, c.Name, c.value(), options...)
+		return x.Request(ctx, c.Name, value, options...)
 	case "request_many":
-		replies, err := x.RequestMany(ctx, c.Name, c.value(), options...)
+		replies, err := x.RequestMany(ctx, c.Name, value, options...)
 		if err != nil {
 			return nil, err
 		}
@@ -204,7 +201,7 @@ func (p *process) run(ctx context.Context, verb string, c command, more func(any
 	case "why":
 		return x.Why(ctx, c.Key, c.Exchange)
 	}
-	return object{}, nil
+	return nil, nil
 }
 
 func (c *command) value() any {
@@ -218,7 +215,7 @@ func seconds(of float64) time.Duration { return time.Duration(of * float64(time.
 
 func (p *process) start(c command) (err error) {
 	l := func(name string) time.Duration { return seconds(c.Limits[name+"_seconds"]) }
-	p.app, err = exchange.New(c.ID, exchange.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))), exchange.WithLimits(exchange.Limits{
+	p.app, err = exchange.New(c.ID, exchange.WithLogger(slog.Default()), exchange.WithLimits(exchange.Limits{
 		Handshake: l("handshake"), Heartbeat: l("heartbeat"), Silence: l("silence"), Away: l("away"), Resume: l("resume"),
 		ReconnectMin: l("reconnect_min"), ReconnectMax: l("reconnect_max"),
 		CreditMessages: uint64(c.Limits["credit_messages"]), CreditBytes: uint64(c.Limits["credit_bytes"]),
@@ -229,11 +226,11 @@ func (p *process) start(c command) (err error) {
 	return err
 }
 
-func (p *process) handle(ctx context.Context, do string, with *command, m *exchange.Message) (any, error) {
+func (p *process) handle(ctx context.Context, c command, m *exchange.Message) (answer any, err error) {
 	waiting, release := context.WithCancel(ctx)
 	p.released.Store(m.ID, release)
 	p.tell("handling", m)
-	switch do {
+	switch with := c.With; c.Do {
 	case "echo":
 		return m.Value(), nil
 	case "see":
@@ -243,24 +240,17 @@ func (p *process) handle(ctx context.Context, do string, with *command, m *excha
 	case "refuse":
 		return nil, exchange.Refuse(with.Code, with.Reason, "%s", with.Text)
 	case "wait":
-		<-waiting.Done()
-		if ctx.Err() == nil {
+		if <-waiting.Done(); ctx.Err() == nil {
 			return "released", nil
 		}
 		p.tell("cancelled", object{"id": m.ID})
 		return nil, ctx.Err()
 	case "send":
-		_, err := p.app.Send(ctx, with.Name, with.value())
-		return nil, err
+		_, err = p.app.Send(ctx, with.Name, with.value())
 	case "publish":
-		_, err := p.app.Publish(ctx, with.Name, with.value())
-		return nil, err
+		_, err = p.app.Publish(ctx, with.Name, with.value())
 	case "request":
-		reply, err := p.app.Request(ctx, with.Name, with.value())
-		if err != nil {
-			return nil, err
-		}
-		return reply.Value(), nil
+		return exchange.Ask[any](ctx, p.app, with.Name, with.value())
 	}
-	return nil, nil
+	return nil, err
 }
