@@ -97,3 +97,19 @@ endef
 
 .tools/.nats-server-$(NATS_SERVER):
 	$(call go_install,nats-server,github.com/nats-io/nats-server/v2@$(NATS_SERVER),Exchange is measured without it)
+
+# ---- The Go client. Where there is no Go it is skipped with a line, but for EXCHANGE_REQUIRE_ALL.
+.PHONY: test-go check-go
+test: $(if $(ARGS),,test-go)
+check: check-go
+
+# $(call with_go,COMMANDS), in clients/go
+with_go = @if go version >/dev/null 2>&1; then cd clients/go && $(1); elif [ -n "$$EXCHANGE_REQUIRE_ALL" ]; then \
+	echo "There is no Go, and EXCHANGE_REQUIRE_ALL wants it." >&2; exit 1; else echo "There is no Go: its client is skipped."; fi
+
+test-go: .venv/.made
+	$(call with_go,go test -count=1 $$(test "$$(go env CGO_ENABLED)" = 0 || echo -race) ./...)
+
+check-go:
+	$(call with_go,test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go tool staticcheck ./...)
+# ---- end of Go

@@ -77,7 +77,7 @@ func (x *Exchange) concluded(r *run, value any, err error) {
 	outcome, failure := x.judge(r, err)
 	var reply *Message
 	if r.message.Kind == KindRequest {
-		reply, failure, outcome = x.lastAnswer(r, value, failure, outcome)
+		reply, outcome, failure = x.lastAnswer(r, value, outcome, failure)
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -128,7 +128,7 @@ func (x *Exchange) failed(reason, text string) error {
 	return &HandlerFailed{RequestError{Code: codes.Internal, Reason: reason, Text: text, At: x.id}}
 }
 
-func (x *Exchange) lastAnswer(r *run, value any, failure error, outcome Outcome) (*Message, error, Outcome) {
+func (x *Exchange) lastAnswer(r *run, value any, outcome Outcome, failure error) (*Message, Outcome, error) {
 	reply, err := x.answer(r, value, failure)
 	if err != nil {
 		x.log.Error("the answer of a handler cannot be sent", "name", r.message.Name, "id", r.message.ID, "error", err)
@@ -143,5 +143,5 @@ func (x *Exchange) lastAnswer(r *run, value any, failure error, outcome Outcome)
 		reply.end = &[]string{}
 	}
 	reply.prepare()
-	return reply, failure, outcome
+	return reply, outcome, failure
 }

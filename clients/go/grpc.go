@@ -42,21 +42,24 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 
 func (rawCodec) Name() string { return "proto" }
 
-// stream is what both ends have in common.
+// stream is what both ends of a call have in common.
 type stream struct {
-	grpc.Stream
+	call interface {
+		SendMsg(m any) error
+		RecvMsg(m any) error
+	}
 	cancel func()
 }
 
-func (s *stream) send(frame []byte) error { return s.SendMsg(&frame) }
+func (s *stream) send(frame []byte) error { return s.call.SendMsg(&frame) }
 
 func (s *stream) receive() (frame []byte, err error) {
-	err = s.RecvMsg(&frame)
+	err = s.call.RecvMsg(&frame)
 	return frame, err
 }
 
 func (s *stream) end() {
-	if dialled, ok := s.Stream.(grpc.ClientStream); ok {
+	if dialled, ok := s.call.(grpc.ClientStream); ok {
 		_ = dialled.CloseSend() // never fails
 	}
 }

@@ -280,7 +280,7 @@ func TestALinkThatIsCutUnderLoadLosesNothing(t *testing.T) {
 }
 
 func TestAPeerThatWasRestartedHasForgotten(t *testing.T) {
-	shop := made(t, "shop")
+	shop := made(t, "shop", exchange.WithLimits(exchange.Limits{Away: 100 * time.Millisecond}))
 	url := listening(t, shop)
 	p := newProxy(t, url)
 	waits := make(chan struct{}, 1)
