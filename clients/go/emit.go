@@ -172,8 +172,16 @@ func (x *Exchange) send(ctx context.Context, kind Kind, name string, value any, 
 	}
 	select {
 	case err = <-m.emit.sent:
+		return m.ID, err
 	case <-ctx.Done():
-		err = x.over(ctx) // it may still leave, if the way is found out after this
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	select {
+	case err = <-m.emit.sent: // it has left in the same moment
+	default:
+		m.withdrawn = true
+		err = x.over(ctx)
 	}
 	return m.ID, err
 }

@@ -53,7 +53,8 @@ type Exchange struct {
 	servers     []*listener
 	closing     bool // nothing new is begun
 	closed      bool
-	working     sync.WaitGroup // handlers
+	working     int           // goroutines that run handlers
+	quiet       chan struct{} // closed when none does; nil: nobody waits for that
 }
 
 // New makes an exchange. id is its name in its mesh: 1 to 64 of `A-Z a-z 0-9 _ -`, its alone; empty, one is made up.
@@ -285,13 +286,16 @@ func (x *Exchange) Close() error {
 }
 
 func (x *Exchange) waitForHandlers() {
-	done := make(chan struct{})
-	go func() {
-		x.working.Wait()
-		close(done)
-	}()
+	x.mu.Lock()
+	if x.working == 0 {
+		x.mu.Unlock()
+		return
+	}
+	quiet := make(chan struct{})
+	x.quiet = quiet
+	x.mu.Unlock()
 	select {
-	case <-done:
+	case <-quiet:
 	case <-time.After(stopTime):
 		x.log.Warn("handlers go on, and are cancelled")
 	}

@@ -298,15 +298,15 @@ func (x *Exchange) moreWorkers(f *registered) {
 func (x *Exchange) startWorkers(f *registered, count int) {
 	for range min(count, f.waiting.len()-f.ready, f.most-f.running-f.ready) {
 		f.ready++
-		x.working.Add(1)
+		x.working++
 		go x.work(f)
 	}
 }
 
 func (x *Exchange) work(f *registered) {
-	defer x.working.Done()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	defer x.rest()
 	for f.waiting.len() > 0 && f.running < f.most {
 		r := f.waiting.popFront()
 		x.released(r)
@@ -323,6 +323,15 @@ func (x *Exchange) work(f *registered) {
 		f.ready++
 	}
 	f.ready--
+}
+
+// rest: a worker has found nothing to do.
+func (x *Exchange) rest() {
+	x.working--
+	if x.working == 0 && x.quiet != nil {
+		close(x.quiet)
+		x.quiet = nil
+	}
 }
 
 func (x *Exchange) released(r *run) {

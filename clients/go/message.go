@@ -97,9 +97,11 @@ type Message struct {
 	keeper *inbox // who is told while it waits here; nil: nobody asks
 	seq    uint64 // its number there
 	waits  int    // for so many handlers
-	left   bool   // it was given to a peer
 	packed []byte // written, without its time left
 	emit   *emission
+
+	left      bool // it was given to a peer
+	withdrawn bool // whoever sends it waits no longer for a way
 }
 
 // Decode reads the JSON that it carries into a variable, as json.Unmarshal does.

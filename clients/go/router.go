@@ -122,9 +122,15 @@ func (r *router) emit(m *Message, via string) {
 	r.takeUp(m, here, via)
 }
 
+// dispatched tells whoever sends that the message has left, or cannot. Only the first time counts: what is lost later
+// is told as an event.
 func (m *Message) dispatched(err error) {
-	if m.emit != nil && m.emit.sent != nil {
-		m.emit.sent <- err
+	if m.emit == nil || m.emit.sent == nil {
+		return
+	}
+	select {
+	case m.emit.sent <- err:
+	default:
 	}
 }
 

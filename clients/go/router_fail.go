@@ -277,7 +277,7 @@ func (r *router) patient(now time.Time) bool {
 
 // resume routes a held message again, if there is a way for it now or nobody waits for it any more.
 func (r *router) resume(m *Message) bool {
-	if m.Kind == KindRequest && r.open[m.ID] == nil { // withdrawn, or its time was over
+	if m.withdrawn || m.Kind == KindRequest && r.open[m.ID] == nil { // or its time was over
 		return true
 	}
 	t := targetOf(m)
