@@ -1,23 +1,18 @@
-// The process under test of the Go client, driven over stdin and stdout: see tests/conformance/README.md.
+// The process under test of the Go client: what each command does, and each handler. See tests/conformance/README.md.
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
 	exchange "github.com/exchange-grpc/exchange/clients/go"
-	pb "github.com/exchange-grpc/exchange/generated/go/exchange/v1"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protodelim"
 )
 
 type object = map[string]any
@@ -42,67 +37,7 @@ type command struct { // all that a command, or what a handler does, may be told
 type process struct {
 	app               *exchange.Exchange
 	removes, released sync.Map // by name: what takes a handler away; by id: what lets one go that waits
-	out               sync.Mutex
-}
-
-func main() {
-	p, running := new(process), map[string]context.CancelFunc{}
-	in, any := bufio.NewReader(os.Stdin), protodelim.UnmarshalOptions{MaxSize: -1}
-	for m := new(pb.Message); any.UnmarshalFrom(in, m) == nil; m = new(pb.Message) {
-		ctx, cancel := context.WithCancel(context.Background())
-		if withdraw := running[m.GetReplyTo()]; withdraw != nil {
-			withdraw()
-			continue
-		}
-		running[m.GetId()] = cancel
-		done := make(chan struct{})
-		go func() { p.command(ctx, m); close(done) }()
-		select { // they begin in order, and one that waits holds up none
-		case <-done:
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	if p.app != nil {
-		must(p.app.Close())
-	}
-}
-
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
-}
-
-func (p *process) write(m *pb.Message, value any, err error) {
-	data, wrong := json.Marshal(value)
-	must(wrong)
-	m.Payload = &pb.Message_Json{Json: data}
-	if err != nil {
-		m.Error = status.Convert(err).Proto()
-	}
-	p.out.Lock()
-	defer p.out.Unlock()
-	_, wrong = protodelim.MarshalTo(os.Stdout, m)
-	must(wrong)
-}
-
-func (p *process) tell(event string, value any) {
-	p.write(&pb.Message{Kind: pb.Kind_KIND_SEND, Name: event}, value, nil)
-}
-
-func (p *process) command(ctx context.Context, m *pb.Message) {
-	reply := func(value any, err error, last bool) {
-		p.write(&pb.Message{Kind: pb.Kind_KIND_REPLY, Name: m.GetName(), ReplyTo: m.GetId(), Last: last}, value, err)
-	}
-	c := command{With: new(command), Retry: 1e9}
-	must(json.Unmarshal(m.GetJson(), &c))
-	if c.Timeout != nil {
-		timed, cancel := context.WithTimeout(ctx, seconds(*c.Timeout))
-		defer cancel()
-		ctx = timed
-	}
-	value, err := p.run(ctx, m.GetName(), c, func(value any, err error) { reply(value, err, false) })
-	reply(value, err, true)
+	stdio
 }
 
 // as names what a function gave.
@@ -113,65 +48,65 @@ func as(name string) func(any, error) (any, error) {
 func (p *process) run(ctx context.Context, verb string, c command, more func(any, error)) (any, error) {
 	x, state, value := p.app, p.app.State(c.Exchange), c.value()
 	options := []exchange.CallOption{exchange.To(c.To), exchange.Via(c.Via), exchange.Headers(c.Headers)}
-	keep := func(remove func(), err error) (any, error) {
-		p.removes.Store(c.Name, remove)
-		return nil, err
-	}
+	keep := func(remove func(), err error) (any, error) { p.removes.Store(c.Name, remove); return nil, err }
 	hear := func(_ context.Context, m *exchange.Message) {
 		data, err := json.Marshal(m)
 		must(err)
 		p.tell("heard", json.RawMessage(fmt.Sprintf(`{"by":%q,%s`, verb, data[1:])))
 	}
-	switch verb {
-	case "start":
-		return object{"agent": "go/" + exchange.Version}, p.start(c)
-	case "listen":
-		return as("url")(x.Listen(c.URL))
-	case "connect":
-		return as("peer")(x.Connect(ctx, c.URL, exchange.WithRetry(seconds(c.Retry))))
-	case "disconnect", "peers":
-		peers := []exchange.PeerInfo{}
+	see := func(ctx context.Context, m *exchange.Message, _ exchange.Seen) { hear(ctx, m) }
+	do := func(ctx context.Context, m *exchange.Message) (any, error) { return p.handle(ctx, c.Do, c.With, m) }
+	peers := func() (infos []exchange.PeerInfo, err error) {
+		infos = []exchange.PeerInfo{}
 		for _, peer := range x.Peers() {
-			peers = append(peers, peer.Info())
-			if peer.ID() == c.Peer {
-				must(peer.Close())
+			if infos = append(infos, peer.Info()); peer.ID() == c.Peer {
+				err = peer.Close()
 			}
 		}
-		return object{"peers": peers}, nil
-	case "close":
-		return nil, x.Close()
-	case "handle":
-		if c.Do == "many" {
-			return keep(x.HandleStream(c.Name, func(_ context.Context, m *exchange.Message, reply func(any) error) error {
-				p.tell("handling", m)
-				for _, value := range c.With.Values {
-					must(reply(value))
+		return infos, err
+	}
+	type result = func() (any, error)
+	return map[string]result{
+		"start":        func() (any, error) { return object{"agent": "go/" + exchange.Version}, p.start(c) },
+		"listen":       func() (any, error) { return as("url")(x.Listen(c.URL)) },
+		"connect":      func() (any, error) { return as("peer")(x.Connect(ctx, c.URL, exchange.WithRetry(seconds(c.Retry)))) },
+		"disconnect":   func() (any, error) { return as("peers")(peers()) },
+		"peers":        func() (any, error) { return as("peers")(peers()) },
+		"close":        func() (any, error) { return nil, x.Close() },
+		"handle":       func() (any, error) { return keep(x.Handle(c.Name, do)) },
+		"handle many":  func() (any, error) { return keep(x.HandleStream(c.Name, p.many(c.With.Values))) },
+		"unhandle":     func() (any, error) { remove, _ := p.removes.Load(c.Name); remove.(func())(); return nil, nil },
+		"release":      func() (any, error) { p.released.Range(release); return nil, nil },
+		"on":           func() (any, error) { return keep(x.On(c.Name, hear)) },
+		"subscribe":    func() (any, error) { return keep(x.Subscribe(c.Pattern, hear)) },
+		"observe":      func() (any, error) { return keep(x.Observe(c.Pattern, see)) },
+		"send":         func() (any, error) { return as("id")(x.Send(ctx, c.Name, value, options...)) },
+		"publish":      func() (any, error) { return as("id")(x.Publish(ctx, c.Name, value, options...)) },
+		"broadcast":    func() (any, error) { return as("id")(x.Broadcast(ctx, c.Name, value, options...)) },
+		"request":      func() (any, error) { return x.Request(ctx, c.Name, value, options...) },
+		"request_many": func() (any, error) { return many(more)(x.RequestMany(ctx, c.Name, value, options...)) },
+		"state.get":    func() (any, error) { return state.Get(ctx, c.Name) },
+		"state.set":    func() (any, error) { return state.Set(ctx, c.Name, c.Value) },
+		"state.setif":  func() (any, error) { return state.SetIf(ctx, c.Name, c.Value, *c.Expected) },
+		"state.watch": func() (any, error) {
+			for change, err := range state.Watch(ctx, c.Names...) {
+				if err != nil {
+					return nil, err
 				}
-				return nil
-			}))
-		}
-		return keep(x.Handle(c.Name, func(ctx context.Context, m *exchange.Message) (any, error) { return p.handle(ctx, c, m) }))
-	case "unhandle":
-		remove, _ := p.removes.Load(c.Name)
-		remove.(func())()
-	case "release":
-		p.released.Range(func(_, release any) bool { release.(context.CancelFunc)(); return true })
-	case "on":
-		return keep(x.On(c.Name, hear))
-	case "subscribe":
-		return keep(x.Subscribe(c.Pattern, hear))
-	case "observe":
-		return keep(x.Observe(c.Pattern, func(ctx context.Context, m *exchange.Message, _ exchange.Seen) { hear(ctx, m) }))
-	case "send":
-		return as("id")(x.Send(ctx, c.Name, value, options...))
-	case "publish":
-		return as("id")(x.Publish(ctx, c.Name, value, options...))
-	case "broadcast":
-		return as("id")(x.Broadcast(ctx, c.Name, value, options...))
-	case "request":
-		return x.Request(ctx, c.Name, value, options...)
-	case "request_many":
-		replies, err := x.RequestMany(ctx, c.Name, value, options...)
+				more(change, nil)
+			}
+			return nil, nil
+		},
+		"trace": func() (any, error) { return x.Trace(ctx, c.ID) },
+		"why":   func() (any, error) { return x.Why(ctx, c.Key, c.Exchange) },
+	}[verb]()
+}
+
+func release(_, one any) bool { one.(context.CancelFunc)(); return true }
+
+// many tells of each reply to a request to many, and then who is lost.
+func many(more func(any, error)) func(*exchange.Replies, error) (any, error) {
+	return func(replies *exchange.Replies, err error) (any, error) {
 		if err != nil {
 			return nil, err
 		}
@@ -182,26 +117,7 @@ func (p *process) run(ctx context.Context, verb string, c command, more func(any
 			more(reply, err)
 		}
 		return object{"lost": append([]string{}, replies.Lost()...)}, nil
-	case "state.get":
-		return state.Get(ctx, c.Name)
-	case "state.set":
-		if c.Expected != nil {
-			return state.SetIf(ctx, c.Name, c.Value, *c.Expected)
-		}
-		return state.Set(ctx, c.Name, c.Value)
-	case "state.watch":
-		for change, err := range state.Watch(ctx, c.Names...) {
-			if err != nil {
-				return nil, err
-			}
-			more(change, nil)
-		}
-	case "trace":
-		return x.Trace(ctx, c.ID)
-	case "why":
-		return x.Why(ctx, c.Key, c.Exchange)
 	}
-	return nil, nil
 }
 
 func (c *command) value() any {
@@ -226,25 +142,34 @@ func (p *process) start(c command) (err error) {
 	return err
 }
 
-func (p *process) handle(ctx context.Context, c command, m *exchange.Message) (answer any, err error) {
+func (p *process) many(values []json.RawMessage) exchange.StreamHandler {
+	return func(_ context.Context, m *exchange.Message, reply func(any) error) error {
+		p.tell("handling", m)
+		for _, value := range values {
+			must(reply(value))
+		}
+		return nil
+	}
+}
+
+func (p *process) handle(ctx context.Context, do string, with *command, m *exchange.Message) (answer any, err error) {
 	waiting, release := context.WithCancel(ctx)
 	p.released.Store(m.ID, release)
 	p.tell("handling", m)
-	switch with := c.With; c.Do {
+	switch do {
 	case "echo":
 		return m.Value(), nil
 	case "see":
 		return m, nil
 	case "fail":
-		return nil, errors.New("secret")
+		err = errors.New("secret")
 	case "refuse":
-		return nil, exchange.Refuse(with.Code, with.Reason, "%s", with.Text)
+		err = exchange.Refuse(with.Code, with.Reason, "%s", with.Text)
 	case "wait":
 		if <-waiting.Done(); ctx.Err() == nil {
 			return "released", nil
 		}
 		p.tell("cancelled", object{"id": m.ID})
-		return nil, ctx.Err()
 	case "send":
 		_, err = p.app.Send(ctx, with.Name, with.value())
 	case "publish":
