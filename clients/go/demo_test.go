@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	exchange "github.com/exchange-grpc/exchange/clients/go"
 )
@@ -159,4 +161,40 @@ func TestBesideThePythonPackage(t *testing.T) {
 	if err != nil || len(trace.Spans) != 2 || len(trace.Missing) != 0 || len(trace.Spans[0].Hops) != 3 {
 		t.Errorf("%+v %v", trace, err)
 	}
+}
+
+func TestLinksThatAreCutTwentyTimesHurtNobody(t *testing.T) {
+	p := newProxy(t, demo(t))
+	quick := exchange.WithLimits(exchange.Limits{ReconnectMax: 50 * time.Millisecond, ReconnectMin: 10 * time.Millisecond})
+	app, worker := made(t, "app", quick), made(t, "worker", quick)
+	linked(t, app, p.url())
+	linked(t, worker, p.url())
+	handled(t, worker, "far.echo", echo)
+	settled(worker, "demo")
+	var all sync.WaitGroup
+	over := make(chan struct{})
+	for range 8 {
+		all.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				if answer, err := exchange.Ask[int](t.Context(), app, "far.echo", 7); answer != 7 {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	resumed := events(app)
+	for range 20 {
+		p.cut()
+		if r := next[exchange.Resumed](t, resumed); !r.Recovered {
+			t.Errorf("%+v", r)
+		}
+	}
+	close(over)
+	all.Wait()
 }
