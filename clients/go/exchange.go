@@ -221,7 +221,7 @@ func (x *Exchange) Listen(url string, options ...LinkOption) (string, error) {
 	for _, option := range options {
 		option(&o)
 	}
-	if a.secure && o.secure.tls == nil {
+	if a.secure && o.tls == nil {
 		return "", &AddressError{url + " cannot be listened at without WithTLS"}
 	}
 	server, err := listenGRPC(a, o, x.accept)

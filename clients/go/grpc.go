@@ -66,14 +66,10 @@ func (s *stream) end() {
 
 func (s *stream) abort() { s.cancel() }
 
-type credentialsPair struct {
-	tls *tls.Config
-}
-
 // WithTLS makes a link over TLS, or listens with it, by this configuration. A grpcs:// URL without it trusts the roots
 // of the system.
 func WithTLS(config *tls.Config) LinkOption {
-	return func(o *linkOptions) { o.secure.tls = config }
+	return func(o *linkOptions) { o.tls = config }
 }
 
 // WithCredentials sends credentials with each call that a link makes, such as a token.
@@ -88,8 +84,8 @@ func WithDialOptions(options ...grpc.DialOption) LinkOption {
 
 func dialGRPC(a address, o linkOptions) dialer {
 	security := insecure.NewCredentials()
-	if o.secure.tls != nil || a.secure {
-		security = credentials.NewTLS(o.secure.tls)
+	if o.tls != nil || a.secure {
+		security = credentials.NewTLS(o.tls)
 	}
 	options := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(security),
@@ -157,37 +153,40 @@ func listenGRPC(a address, o linkOptions, accept func(transport) (over <-chan st
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: grpcSilence, Timeout: grpcPingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	}
-	if o.secure.tls != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(o.secure.tls)))
+	if o.tls != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(o.tls)))
 	}
 	server := grpc.NewServer(options...)
-	server.RegisterService(&grpc.ServiceDesc{
-		ServiceName: serviceName,
-		HandlerType: (*any)(nil),
-		Streams: []grpc.StreamDesc{{
-			StreamName: "Peer", ServerStreams: true, ClientStreams: true,
-			Handler: func(_ any, call grpc.ServerStream) error {
-				aborted := make(chan struct{})
-				over := accept(&stream{call, sync.OnceFunc(func() { close(aborted) })})
-				select { // the call ends when this returns
-				case <-over:
-				case <-aborted:
-				}
-				return nil
-			},
-		}},
-	}, nil)
+	server.RegisterService(describe(accept), nil)
 	go func() { _ = server.Serve(socket) }() // it ends when the server is stopped
 	l := &listener{url: a.url, server: server}
 	if tcp, ok := socket.Addr().(*net.TCPAddr); ok {
 		scheme := "grpc"
-		if o.secure.tls != nil {
+		if o.tls != nil {
 			scheme = "grpcs"
 		}
 		host, _, _ := net.SplitHostPort(a.target[len("passthrough:///"):])
 		l.url = fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(host, fmt.Sprint(tcp.Port)))
 	}
 	return l, nil
+}
+
+// describe is the service with its one method, Peer.
+func describe(accept func(transport) (over <-chan struct{})) *grpc.ServiceDesc {
+	peer := func(_ any, call grpc.ServerStream) error {
+		aborted := make(chan struct{})
+		over := accept(&stream{call, sync.OnceFunc(func() { close(aborted) })})
+		select { // the call ends when this returns
+		case <-over:
+		case <-aborted:
+		}
+		return nil
+	}
+	return &grpc.ServiceDesc{
+		ServiceName: serviceName,
+		HandlerType: (*any)(nil),
+		Streams:     []grpc.StreamDesc{{StreamName: "Peer", ServerStreams: true, ClientStreams: true, Handler: peer}},
+	}
 }
 
 // close ends what is left of it, after a moment for the calls to end by themselves.

@@ -9,7 +9,6 @@
 package exchange
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -226,77 +225,6 @@ func (r *router) dispatch(m *Message, from, via string) {
 	}
 }
 
-func (r *router) findWay(m *Message) {
-	t := targetOf(m)
-	if next := r.nextTo(t); len(next) > 0 {
-		r.forward(m, r.inTurn(next), false)
-	} else if behind := r.behind(t); len(behind) > 0 {
-		r.forward(m, r.inTurn(behind), true)
-	} else if r.discovery.full() {
-		r.fail(m, here, OutcomeDropped, r.full("too many messages wait for an answer about who takes them"))
-	} else {
-		r.discovery.askFor(t, m)
-	}
-}
-
-// nextTo is the linked peers that are, or offer, the target.
-func (r *router) nextTo(t target) (found []string) {
-	if t.exchange != "" {
-		if r.peers[t.exchange] != nil {
-			found = append(found, t.exchange)
-		}
-		return found
-	}
-	for id, peer := range r.peers {
-		if peer.handles[t.name] {
-			found = append(found, id)
-		}
-	}
-	slices.Sort(found)
-	return r.present(found)
-}
-
-// behind is the linked peers behind which the target is, those with the fewest hops.
-func (r *router) behind(t target) (nearest []string) {
-	ways := r.discovery.ways[t]
-	if len(ways) == 0 {
-		return nil
-	}
-	present := r.present(slices.Sorted(maps.Keys(ways)))
-	least := maxHops + 1
-	for _, id := range present {
-		least = min(least, ways[id])
-	}
-	for _, id := range present {
-		if ways[id] == least {
-			nearest = append(nearest, id)
-		}
-	}
-	return nearest
-}
-
-// present is those of them that are not away, if there are any.
-func (r *router) present(ids []string) []string {
-	there := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return r.peers[id] == nil || r.peers[id].away })
-	if len(there) == 0 {
-		return ids
-	}
-	return there
-}
-
-func (r *router) inTurn(ids []string) string {
-	if len(ids) == 1 {
-		return ids[0]
-	}
-	key := strings.Join(ids, " ")
-	if len(r.turns) >= turns {
-		clear(r.turns)
-	}
-	turn := r.turns[key] % len(ids)
-	r.turns[key] = turn + 1
-	return ids[turn]
-}
-
 // take: it is handled here.
 func (r *router) take(m *Message, from string) {
 	o := r.open[m.ID]
@@ -315,141 +243,6 @@ func (r *router) take(m *Message, from string) {
 	} else if o == nil {
 		m.dispatched(nil)
 	}
-}
-
-// forward: a peer takes it.
-func (r *router) forward(m *Message, to string, learned bool) {
-	peer := r.peers[to]
-	if peer == nil {
-		r.fail(m, here, OutcomeDropped, r.unavailable(fmt.Sprintf("the link to %s was lost", to), DeliveredNo))
-		return
-	}
-	if err := r.x.transmit(to, m); err != nil {
-		if limit := (*LimitExceeded)(nil); errors.As(err, &limit) {
-			r.fail(m, here, OutcomeDropped, r.full(err.Error()))
-		} else {
-			r.fail(m, here, OutcomeDenied, r.problem(codes.InvalidArgument, "INVALID_MESSAGE", err.Error()))
-		}
-		return
-	}
-	m.left = true
-	r.record(m.ID, OutcomeForwarded, to, "")
-	if m.Kind != KindRequest {
-		m.dispatched(nil)
-		return
-	}
-	o := r.open[m.ID]
-	o.holder = to
-	if learned && !o.again {
-		o.kept = m
-	}
-	peer.out[m.ID] = o
-}
-
-func (r *router) reply(m *Message, from string) {
-	o := r.open[m.ReplyTo]
-	holder := or(from, r.me)
-	if o == nil || !o.isHeldBy(holder) {
-		if m.end == nil { // who ended by a last reply may say so once more
-			r.record(m.ID, OutcomeDropped, "", "nobody waits for it, or not from there")
-		}
-		return
-	}
-	if from != here && o.kept != nil && astray(m.Err, from) {
-		r.discovery.forget(targetOf(o.kept), from)
-		request := o.kept
-		o.kept, o.again, o.holder = nil, true, ""
-		delete(r.peers[from].out, request.ID)
-		r.dispatch(request, here, "")
-		return
-	}
-	if o.scatter == nil {
-		if m.Last || m.end != nil || !o.request.Many {
-			r.close(o)
-		}
-	} else if !o.scatter.heard(holder, m) {
-		r.leftBy(holder, o)
-		r.endScatter(o)
-		return
-	}
-	if o.from == here {
-		if from != here {
-			r.x.show(SeenReceived, m)
-		}
-		o.resolve(m)
-	} else {
-		r.passBack(o, m)
-	}
-	if o.scatter != nil && !o.isHeldBy(holder) {
-		r.leftBy(holder, o)
-		r.endScatter(o)
-	}
-}
-
-// resolve gives a reply to whoever waits for it here.
-func (o *openRequest) resolve(m *Message) {
-	switch {
-	case o.emit == nil: // nobody waits any more
-	case o.emit.replies != nil:
-		o.emit.replies.take(m)
-	case o.emit.reply != nil:
-		select {
-		case o.emit.reply <- m:
-		default: // it has one: nobody waits for a second
-		}
-	}
-}
-
-// passBack: a reply of ours goes to whoever asked. What cannot be said becomes an error that can.
-func (r *router) passBack(o *openRequest, m *Message) {
-	err := r.x.transmit(o.from, m)
-	if err == nil {
-		r.record(m.ID, OutcomeForwarded, o.from, "")
-		return
-	}
-	r.record(m.ID, OutcomeDenied, "", err.Error())
-	if m.Err == nil {
-		code := codes.OutOfRange
-		if limit := (*LimitExceeded)(nil); errors.As(err, &limit) {
-			code = codes.ResourceExhausted
-		}
-		r.answerError(o.request, o.from, r.problem(code, "ANSWER", "the answer cannot be sent: "+err.Error()), nil)
-	}
-	if r.open[o.request.ID] == o { // whoever asked hears no more: there is no gap
-		r.abandon(o, OutcomeDropped, "a reply could not be passed on")
-	}
-}
-
-// abandon: nobody waits for this request any more. Whoever has it is told.
-func (r *router) abandon(o *openRequest, outcome Outcome, reason string) {
-	r.close(o)
-	r.record(o.request.ID, outcome, "", reason)
-	for _, holder := range o.holders() {
-		if holder == r.me {
-			r.x.withdraw(o)
-			continue
-		}
-		cancel := r.x.make(KindCancel, o.request.Name, behindOf(o.request), messageLife)
-		cancel.ReplyTo = o.request.ID
-		r.x.ledger.note(cancel)
-		r.x.transmitQuietly(holder, cancel)
-	}
-}
-
-func (r *router) outcome(m *Message, from string) {
-	if from != here && astray(m.Err, from) {
-		r.discovery.forget(target{name: m.Name}, from)
-	}
-	if m.To != r.me {
-		r.record(m.ID, OutcomeDropped, "", "its addressee is gone")
-		return
-	}
-	r.x.show(SeenReceived, m)
-	err := r.unhandled("no reason was given")
-	if m.Err != nil {
-		err = requestErrorOf(m.Err)
-	}
-	r.x.unhandled(m.ReplyTo, m.Name, or(m.outcome, OutcomeUnhandled), err)
 }
 
 func (r *router) publish(m *Message, from string) {
@@ -495,22 +288,6 @@ func (r *router) passOn(to string, m *Message) bool {
 	return true
 }
 
-func (r *router) close(o *openRequest) {
-	delete(r.open, o.request.ID)
-	if peer := r.peers[o.from]; peer != nil {
-		delete(peer.came, o.request.ID)
-	}
-	for _, holder := range o.holders() {
-		r.leftBy(holder, o)
-	}
-}
-
-func (r *router) leftBy(holder string, o *openRequest) {
-	if peer := r.peers[holder]; peer != nil {
-		delete(peer.out, o.request.ID)
-	}
-}
-
 // offer: a name is handled here, or no longer.
 func (r *router) offer(name string, offered bool) {
 	if r.offers[name] == offered {
@@ -544,10 +321,4 @@ func (r *router) subscribe(pattern string, more int) {
 		delete(r.subscriptions, pattern)
 		r.x.announce(&pb.Interest{Removed: set})
 	}
-}
-
-// astray: the very peer from which we had the way says that it leads nowhere.
-func astray(err error, from string) bool {
-	var e *RequestError
-	return errors.As(err, &e) && (e.Reason == "UNHANDLED" || e.Reason == "LOOP") && e.At == from
 }

@@ -4,6 +4,7 @@ package exchange
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/url"
 	"strings"
@@ -75,7 +76,7 @@ func (a address) listenOn() (net.Listener, error) {
 type LinkOption func(*linkOptions)
 
 type linkOptions struct {
-	retry  *retry
-	dial   []grpc.DialOption
-	secure credentialsPair
+	retry *retry
+	dial  []grpc.DialOption
+	tls   *tls.Config
 }
