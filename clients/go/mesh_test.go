@@ -203,6 +203,25 @@ func TestManyRequestsAtOnce(t *testing.T) {
 	all.Wait()
 }
 
+func TestARunThatBlocksHoldsUpNobody(t *testing.T) {
+	shop, till := pairOf(t)
+	const count = 500
+	var all sync.WaitGroup
+	all.Add(count)
+	handled(t, shop, "meet", func(context.Context, *exchange.Message) (any, error) {
+		all.Done()
+		all.Wait() // so none ends before all have begun
+		return nil, nil
+	})
+	settled(shop, "till")
+	for range count {
+		if _, err := till.Send(t.Context(), "meet", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all.Wait()
+}
+
 func TestClosingEndsWhatWaits(t *testing.T) {
 	shop, till := pairOf(t)
 	begun := make(chan struct{})

@@ -135,7 +135,7 @@ func (x *Exchange) moreWorkers(f *registered) {
 			defer x.mu.Unlock()
 			f.pausing = false
 			x.startWorkers(f, f.step)
-			f.step *= 2
+			f.step = min(2*f.step, handlerConcurrency)
 		})
 	}
 }
