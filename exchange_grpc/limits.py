@@ -96,6 +96,7 @@ MESSAGES_PER_SECOND = 100_000  # of one peer, on average over a second; then it 
 FRAME_COST = 10  # a frame counts as so many messages: it costs that much, whatever is in it
 ACK_MESSAGES = 256  # taken before they are acknowledged: a quarter of the credit
 BATCH_MESSAGES = 1_024  # grpcio moves a few thousand writes a second, whatever their size
+FRAME_MESSAGES = 4_096  # in one frame, from whoever writes more at once than we do: they are read in one go
 BATCH_BYTES = 2**20  # larger writes gain nothing and delay control frames
 WRITE_BUFFER_BYTES = 64 * 2**10  # of a WebSocket: beyond this the next write waits until a quarter is left
 READ_BYTES = 32 * 2**10  # read of a WebSocket at once: it could be 5,000 frames, which take 15 ms

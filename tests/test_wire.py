@@ -53,6 +53,7 @@ from exchange_grpc.limits import (
     CAUSES,
     CONTENT_TYPE_BYTES,
     FRAME_BYTES,
+    FRAME_MESSAGES,
     HEADERS_BYTES,
     HOPS,
     MESSAGE_BYTES,
@@ -717,6 +718,17 @@ def test_a_large_message_in_a_frame_is_refused_alone() -> None:
 def test_a_frame_that_is_too_large_is_not_parsed() -> None:
     with pytest.raises(LimitExceeded):
         wire.decode(b"\x00" * (FRAME_BYTES + 1), NOW)
+
+
+def test_a_frame_of_too_many_messages_is_not_parsed() -> None:
+    messages = [message_pb2.Message()] * (FRAME_MESSAGES + 1)
+    with pytest.raises(LimitExceeded, match="more than 4096 messages"):
+        wire.decode(frame(batch=frame_pb2.Batch(messages=messages)), NOW)
+    got = wire.decode(frame(batch=frame_pb2.Batch(messages=messages[1:])), NOW)
+    assert isinstance(got, Batch)
+    assert len(got.messages) == FRAME_MESSAGES
+    full_of_keys = message_pb2.Message(name="a", json=b'"' + b"\x12" * (FRAME_MESSAGES + 1) + b'"')
+    assert isinstance(wire.decode(frame(batch=frame_pb2.Batch(messages=[full_of_keys])), NOW), Batch)
 
 
 @pytest.mark.parametrize("said", [Ack(0), Ack(7), Credit(0, 0), Credit(3, 2**40), Ping(0), Ping(1), Pong(0), Pong(9)])
