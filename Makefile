@@ -15,7 +15,8 @@ NATS_SERVER := v2.15.3
 BIN := .venv/bin
 RELEASED := proto/released.binpb
 BUF_BUILD := $(BIN)/buf build proto --exclude-source-info -o
-GENERATE := PROTOC_PYTHON=.tools/protoc/bin/python GOOGLEAPIS=.build/googleapis scripts/generate
+GENERATE := PROTOC_PYTHON=.tools/protoc/bin/python GOOGLEAPIS=.build/googleapis \
+	PROTOC_GEN_ES=.tools/protoc-gen-es/node_modules/.bin/protoc-gen-es scripts/generate
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -55,6 +56,34 @@ freeze: .venv/.made .build/googleapis/.made ## at a release: the contract as it 
 
 bench: .venv/.made .tools/.nats-server-$(NATS_SERVER) ## the benchmarks; ARGS='nats kernel' runs those
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# ---- TypeScript: the plugin that generates it, and its client. Without Node.js 20 or newer a line says that it is skipped.
+
+TYPESCRIPT := clients/typescript
+PROTOC_GEN_ES := 2.13.0
+# $(call with_node,COMMAND,WHAT)
+with_node = @if command -v npm >/dev/null; then $(1); else \
+	echo "There is no Node.js: $(2) is skipped."; [ -z "$$EXCHANGE_REQUIRE_ALL" ]; fi
+
+.PHONY: test-typescript check-typescript
+test: test-typescript
+check: check-typescript
+generate check: .tools/protoc-gen-es/.made
+
+test-typescript: .venv/.made $(TYPESCRIPT)/node_modules/.made
+	$(call with_node,cd $(TYPESCRIPT) && npm run --silent build && npm test --silent,the test of TypeScript)
+
+check-typescript: $(TYPESCRIPT)/node_modules/.made
+	$(call with_node,cd $(TYPESCRIPT) && npm run --silent check,the check of TypeScript)
+
+.tools/protoc-gen-es/.made: Makefile
+	@mkdir -p $(@D)
+	$(call with_node,npm install --silent --no-save --prefix $(@D) @bufbuild/protoc-gen-es@$(PROTOC_GEN_ES) && touch $@,generated/typescript)
+
+$(TYPESCRIPT)/node_modules/.made: $(TYPESCRIPT)/package-lock.json generated/typescript/index.js
+	$(call with_node,cd $(TYPESCRIPT) && npm ci --silent && touch node_modules/.made,clients/typescript)
+
+# ---- what the others need
 
 .venv/.made: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed, and there is no $(PYTHON)." >&2; exit 1; }
