@@ -12,11 +12,13 @@ import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import {
   type Answer,
   type Batch,
+  BatchSchema,
   type Frame,
   FrameSchema,
   type Goodbye,
   type Hello,
   type Interest,
+  MessageSchema,
   type Query,
   type Welcome,
 } from "@exchange-grpc/proto";
@@ -190,10 +192,10 @@ export function encodeIntroduction(kind: "hello" | "welcome", me: Introduction):
     : encodeFrame({ case: kind, value: { ...said, recovered: me.recovered } });
 }
 
-const BATCH = 3; // numbers of fields in frame.proto and message.proto
-const SEQ = 1;
-const MESSAGES = 2;
-const TTL_US = 10;
+const BATCH = FrameSchema.field.batch.number;
+const SEQ = BatchSchema.field.seq.number;
+const MESSAGES = BatchSchema.field.messages.number;
+const TTL_US = MessageSchema.field.ttlUs.number;
 
 /** The bytes of a Batch frame, of what `packMessage` gave and the microseconds that each message has left. */
 export function encodeBatch(seq: number, messages: readonly { data: Uint8Array; leftUs: number }[]): Uint8Array {

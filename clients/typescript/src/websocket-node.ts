@@ -9,12 +9,12 @@ import { createServer as createSecureServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { type ClientOptions, type RawData, WebSocket, WebSocketServer } from "ws";
 import { AddressError, type InvalidMessage, LinkError } from "./errors.js";
-import { DIAL_SECONDS, FRAME_BYTES } from "./limits.js";
+import { DIAL_SECONDS, TEXT_FRAME_BYTES } from "./limits.js";
 import type { Credentials, Listener, ListenOptions, Scheme, Transport } from "./transport.js";
 import { addressOf, PATH, PROTOCOLS, read, written } from "./websocket.js";
 
 const CLOSE_MS = 1_000; // how long a closing handshake is waited for
-const OPTIONS = { maxPayload: FRAME_BYTES, perMessageDeflate: false };
+const OPTIONS = { maxPayload: TEXT_FRAME_BYTES, perMessageDeflate: false };
 
 class NodeTransport implements Transport {
   #socket: WebSocket | undefined;

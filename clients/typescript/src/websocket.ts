@@ -6,8 +6,7 @@
 
 import { fromBinary, fromJsonString, toBinary, toJsonString } from "@bufbuild/protobuf";
 import { FrameSchema } from "@exchange-grpc/proto";
-import { AddressError, InvalidMessage, LimitExceeded } from "./errors.js";
-import { FRAME_BYTES } from "./limits.js";
+import { AddressError, InvalidMessage } from "./errors.js";
 
 export const BINARY_PROTOCOL = "exchange.v1"; // a message is one Frame in protobuf
 export const JSON_PROTOCOL = "exchange.v1.json"; // ... in proto JSON
@@ -38,7 +37,6 @@ export function read(data: Uint8Array | string, protocol: string): Uint8Array | 
   if (isText !== (protocol === JSON_PROTOCOL)) {
     return new InvalidMessage(`${protocol} has ${isText ? "no text" : "nothing but text"} messages`);
   }
-  if (data.length > FRAME_BYTES) return new LimitExceeded(`the frame is larger than ${FRAME_BYTES} bytes`);
   if (!isText) return data;
   try {
     return toBinary(FrameSchema, fromJsonString(FrameSchema, data, { ignoreUnknownFields: true }));
