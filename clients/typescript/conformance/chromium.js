@@ -6,12 +6,11 @@
  */
 
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { accessSync, constants, mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import process from "node:process";
-import { accessSync, constants } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 import { WebSocketServer } from "ws";
@@ -60,8 +59,11 @@ const page = `http://127.0.0.1:${port}/`;
 const child = spawn(browser(), [...FLAGS, `--user-data-dir=${profile}`, page], { stdio: "ignore" });
 const gone = new Promise((resolve) => child.once("exit", resolve));
 
+let stopping = false;
+
 /** Let the browser go, and leave nothing of it. @param {number} code */
 async function stop(code) {
+  stopping = true;
   child.kill();
   await gone;
   rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
@@ -79,5 +81,5 @@ process.stdin.on("end", () => {
 void bridge.then((socket) => {
   socket.on("message", (message) => process.stdout.write(delimited(/** @type {Buffer} */ (message))));
 });
-void gone.then(() => process.exit(1)); // before anybody wanted it to
+void gone.then(() => (stopping ? undefined : stop(1))); // before anybody wanted it to
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => void stop(1));

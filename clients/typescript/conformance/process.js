@@ -13,11 +13,11 @@ import { ErrorInfoSchema, Kind, MessageSchema, StatusSchema } from "@exchange-gr
 /** @typedef {import("@exchange-grpc/client").Message<any>} Message */
 /** @typedef {import("@exchange-grpc/client").HandlerContext} Context */
 
-/** Code, reason, `at` and `delivered` of an error. @param {unknown} error */
+/** @param {unknown} error @returns {{ code: number, reason: string, metadata?: Record<string, string> }} */
 function described(error) {
   if (error instanceof RequestError) {
-    const delivered = error.code === 14 ? { delivered: error.delivered === false ? "no" : "unknown" } : {};
-    return { code: error.code, reason: error.reason, metadata: { at: error.at, ...delivered } };
+    const delivered = error.delivered === false ? "no" : "unknown";
+    return { code: error.code, reason: error.reason, metadata: { at: error.at, ...(error.code === 14 && { delivered }) } };
   }
   if (error instanceof LimitExceeded) return { code: 11, reason: "LIMIT_EXCEEDED" };
   if (error instanceof InvalidMessage) return { code: 3, reason: "INVALID_MESSAGE" };
@@ -26,16 +26,6 @@ function described(error) {
   return { code: 2, reason: "UNKNOWN" };
 }
 
-/** @param {unknown} error */
-function statusOf(error) {
-  const { code, reason, metadata = {} } = described(error);
-  const info = create(ErrorInfoSchema, { domain: "exchange", reason, metadata });
-  return create(StatusSchema, { code, message: String(/** @type {Error} */ (error).message), details: [anyPack(ErrorInfoSchema, info)] });
-}
-
-/** @param {Uint8Array} bytes */
-const base64 = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
-
 /** @param {Given} given */
 function payload(given) {
   if (given.data === undefined) return given.value;
@@ -43,7 +33,10 @@ function payload(given) {
 }
 
 /** @param {unknown} value */
-const said = (value) => (value instanceof Uint8Array ? { data: base64(value) } : { value });
+function said(value) {
+  if (!(value instanceof Uint8Array)) return { value };
+  return { data: btoa(Array.from(value, (byte) => String.fromCharCode(byte)).join("")) };
+}
 
 /** A message as a handler sees it. @param {Message} message */
 function seen(message) {
@@ -66,10 +59,10 @@ function toJson(value) {
   }
 }
 
-/** @param {Uint8Array} json @returns {Given} */
+/** @param {Uint8Array} json @returns {any} */
 function fromJson(json) {
   try {
-    return /** @type {Given} */ (decodeJson(json) ?? {});
+    return decodeJson(json);
   } catch {
     return JSON.parse(new TextDecoder().decode(json));
   }
@@ -95,10 +88,9 @@ export class Process {
     this.running.set(command.id, controller);
     try {
       const given = command.payload.case === "json" ? fromJson(command.payload.value) : {};
-      const verb = /** @type {(given: Given, signal: AbortSignal, reply: (value: unknown, error?: unknown) => void) => Promise<unknown>} */ (
-        /** @type {any} */ (this)[`do_${command.name.replace(".", "_")}`]
-      );
-      this.reply(command.id, true, await verb.call(this, given, controller.signal, (value, error) => this.reply(command.id, false, value, error)));
+      const verb = /** @type {any} */ (this)[`do_${command.name.replace(".", "_")}`];
+      const more = (/** @type {unknown} */ value, /** @type {unknown} */ error) => this.reply(command.id, false, value, error);
+      this.reply(command.id, true, await verb.call(this, given, controller.signal, more));
     } catch (error) {
       this.reply(command.id, true, null, error);
     }
@@ -108,7 +100,11 @@ export class Process {
   /** @param {string} replyTo @param {boolean} last @param {unknown} value @param {unknown} [error] */
   reply(replyTo, last, value, error) {
     const reply = create(MessageSchema, { kind: Kind.REPLY, replyTo, last, payload: { case: "json", value: toJson(value) } });
-    if (error) reply.error = statusOf(error);
+    if (error) {
+      const { code, reason, metadata = {} } = described(error);
+      const details = [anyPack(ErrorInfoSchema, create(ErrorInfoSchema, { domain: "exchange", reason, metadata }))];
+      reply.error = create(StatusSchema, { code, message: String(/** @type {Error} */ (error).message), details });
+    }
     this.write(toBinary(MessageSchema, reply));
   }
 
@@ -118,19 +114,16 @@ export class Process {
     this.write(toBinary(MessageSchema, create(MessageSchema, { kind: Kind.SEND, name, payload })));
   }
 
-  // ------------------------------------------------------------------------------------------------ the exchange
 
   /** @param {Given} given */
   async do_start({ id, limits = {} }) {
     const named = Object.entries(limits).map(([name, value]) => [name.replace(/_(.)/g, (_, letter) => letter.toUpperCase()), value]);
     this.app = new Exchange(id, { limits: Object.fromEntries(named) });
-    this.do_release();
-    this.app.when("connected", (event) => this.event("connected", event));
-    this.app.when("lost", (event) => this.event("lost", event));
-    this.app.when("resumed", (event) => this.event("resumed", event));
-    this.app.when("gaveUp", (event) => this.event("gave_up", event));
-    this.app.when("unhandled", (event) => this.event("unhandled", event));
-    return { agent: (await this.app.request("exchange.describe")).agent };
+    await this.do_release();
+    for (const name of /** @type {const} */ (["connected", "lost", "resumed", "gaveUp", "unhandled"])) {
+      this.app.when(name, (event) => this.event(name === "gaveUp" ? "gave_up" : name, event));
+    }
+    return { agent: (await /** @type {Promise<Given>} */ (this.app.request("exchange.describe"))).agent };
   }
 
   do_listen = async (/** @type {Given} */ { url }) => ({ url: await this.app.listen(url) });
@@ -139,10 +132,9 @@ export class Process {
   do_close = () => this.app.close();
   do_peers = async () => ({ peers: this.app.peers.map(({ id, relay, handles, subscribes }) => ({ id, relay, handles, subscribes })) });
 
-  // -------------------------------------------------------------------------------------------------- handlers
 
   async do_handle(/** @type {Given} */ { name, do: what, with: given = {} }) {
-    const handler = what === "many" ? this.many(given) : (/** @type {Message} */ message, /** @type {Context} */ context) => {
+    const handler = what === "many" ? this.many.bind(this, given) : (/** @type {Message} */ message, /** @type {Context} */ context) => {
       this.event("handling", seen(message));
       return /** @type {any} */ (this.doings)[what](message, context, given);
     };
@@ -165,11 +157,9 @@ export class Process {
     request: (/** @type {Message} */ _, /** @type {Context} */ context, /** @type {Given} */ { name, value }) => context.request(name, value),
   };
 
-  many({ values } = /** @type {Given} */ ({})) {
-    return async function* (/** @type {Process} */ self, /** @type {Message} */ message) {
-      self.event("handling", seen(message));
-      yield* values;
-    }.bind(null, this);
+  async *many(/** @type {Given} */ { values }, /** @type {Message} */ message) {
+    this.event("handling", seen(message));
+    yield* values;
   }
 
   do_unhandle = async (/** @type {Given} */ { name }) => this.handlers.get(name)?.();
@@ -182,12 +172,8 @@ export class Process {
   do_subscribe = async (/** @type {Given} */ { pattern }) => void this.app.subscribe(pattern, this.heard("subscribe"));
   do_observe = async (/** @type {Given} */ { pattern }) => void this.app.observe(pattern, this.heard("observe"));
 
-  // -------------------------------------------------------------------------------------------------- emitting
 
-  async do_send(/** @type {Given} */ given, /** @type {AbortSignal} */ signal) {
-    return { id: await this.app.send(given.name, payload(given), asked(given, signal)) };
-  }
-
+  do_send = async (/** @type {Given} */ given, /** @type {AbortSignal} */ signal) => ({ id: await this.app.send(given.name, payload(given), asked(given, signal)) });
   do_publish = async (/** @type {Given} */ given) => ({ id: await this.app.publish(given.name, payload(given), given) });
   do_broadcast = async (/** @type {Given} */ given) => ({ id: await this.app.broadcast(given.name, payload(given), given) });
 

@@ -119,17 +119,17 @@ export class Exchange {
    * throwing `Refused`; whatever else it throws reaches the caller as a fixed text, and the details the log.
    */
   handle<T = unknown>(name: string, handler: Handler<T>, options: { concurrency?: number } = {}): Remove {
-    return this.#handlers.handle(name, handler as Handler<never>, options);
+    return this.#handlers.handle(name, handler, options);
   }
 
   /** Hear messages named `name` beside its handler. It claims the name, and answers nothing. */
   on<T = unknown>(name: string, listener: Handler<T>): Remove {
-    return this.#handlers.listen(name, listener as Handler<never>);
+    return this.#handlers.listen(name, listener);
   }
 
   /** Hear every publication, anywhere in the mesh, whose name fits `pattern`. */
   subscribe<T = unknown>(pattern: string, subscriber: Handler<T>): Remove {
-    return this.#handlers.subscribe(pattern, subscriber as Handler<never>);
+    return this.#handlers.subscribe(pattern, subscriber);
   }
 
   /** See all that is received and emitted here and fits `pattern`, but for what belongs to the system. It claims nothing. */

@@ -77,7 +77,7 @@ export class Peer {
 
   /** As `Exchange.on`, for what comes over this link. */
   on<T = unknown>(name: string, listener: Handler<T>): Remove {
-    return this.#parts.handlers.listen(name, listener as Handler<never>, this.id);
+    return this.#parts.handlers.listen(name, listener, this.id);
   }
 
   /** Resolves when nothing is left of the link. */

@@ -261,7 +261,7 @@ export class Session {
     if (kind.case !== (this.dialled ? "welcome" : "hello")) {
       return this.#broken(`the first frame is a ${this.dialled ? "Welcome" : "Hello"}`);
     }
-    const peer = frames.readIntroduction(kind.value as Parameters<typeof frames.readIntroduction>[0]);
+    const peer = frames.readIntroduction(kind.value);
     if (peer.exchange === this.me.exchange) {
       return this.#refuse(Code.ALREADY_EXISTS, `both ends of this link call themselves ${peer.exchange}`);
     }

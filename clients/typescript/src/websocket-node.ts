@@ -157,9 +157,9 @@ export const nodeWebSocket: Scheme = {
       void transport.connect();
     });
     sockets.on("error", () => undefined); // it is the server's, which says it
-    await listenAt(server as Server, address);
+    await listenAt(server, address);
     const { port } = server.address() as AddressInfo;
     address.port = String(port);
-    return new NodeListener(address.href, server as Server, sockets);
+    return new NodeListener(address.href, server, sockets);
   },
 };

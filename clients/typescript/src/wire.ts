@@ -205,7 +205,7 @@ function pack(message: Message, asValue: boolean): Uint8Array {
       traceparent: message.foreignParent,
     },
     timestampUs: BigInt(message.timestampUs),
-    headers: message.headers as Record<string, string>,
+    headers: message.headers,
     replyTo: message.replyTo,
     last: message.last,
     outcome: message.outcome,
