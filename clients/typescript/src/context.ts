@@ -11,14 +11,27 @@ import type { Replies } from "./replies.js";
 /** What stands behind the messages that one run of a handler emits. Internal to the package. */
 export class Invocation {
   causes: Causes;
-  readonly controller = new AbortController();
   answered = false;
+  /** It need not go on. */
+  aborted = false;
+  #controller: AbortController | undefined; // few functions ask for their signal
 
   constructor(
     readonly message: Message,
     readonly link: string | undefined,
   ) {
     this.causes = contextOf(message);
+  }
+
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController();
+    if (this.aborted) this.#controller.abort();
+    return this.#controller.signal;
+  }
+
+  abort(): void {
+    this.aborted = true;
+    this.#controller?.abort();
   }
 
   /** A reply was awaited: a further cause of what follows. */
@@ -47,7 +60,7 @@ export class HandlerContext {
 
   /** Aborted when the caller withdraws the request, when its time is over, and when the exchange stops. */
   get signal(): AbortSignal {
-    return this.#invocation.controller.signal;
+    return this.#invocation.signal;
   }
 
   /** The ids of the messages that stand behind whatever is emitted now. */

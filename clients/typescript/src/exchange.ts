@@ -9,7 +9,8 @@ import { type EmitOptions, Emitter, type RequestOptions } from "./emitter.js";
 import { AddressError, HandlerFailed, InvalidMessage, LinkError, type RequestError, Unavailable } from "./errors.js";
 import { type Handler, Handlers, type Observer, type Owner, type Remove, type Run } from "./handlers.js";
 import { Ledger } from "./ledger.js";
-import { CONNECT_SECONDS, DRAIN_SECONDS, type Limits, limitsWith, REQUEST_SECONDS, RETRY_AFTER_MS, STOP_SECONDS } from "./limits.js";
+import * as limits from "./limits.js";
+import type { Limits } from "./limits.js";
 import { Link, type Redial } from "./link.js";
 import { type LinkEvents, Links } from "./links.js";
 import { consoleLog, type Logger } from "./log.js";
@@ -89,7 +90,7 @@ export class Exchange {
 
   constructor(id?: string, options: ExchangeOptions = {}) {
     this.id = checkId(id ?? `ts-${hex(crypto.getRandomValues(new Uint8Array(6)))}`);
-    this.limits = limitsWith(options.limits);
+    this.limits = limits.limitsWith(options.limits);
     this.#log = options.log ?? consoleLog;
     this.#origin = new Origin(this.id, BigInt(wallUs()), wallUs);
     this.#ledger = new Ledger(this.id, wallUs);
@@ -183,12 +184,12 @@ export class Exchange {
 
   /** All that is known of the message `id` and of those with the same root, here and where they have been. */
   trace(id: string): Promise<TraceAnswer> {
-    return this.#system.trace(id, now() + REQUEST_SECONDS);
+    return this.#system.trace(id, now() + limits.REQUEST_SECONDS);
   }
 
   /** Why a state name of `exchange` has its value; or, without `exchange`, what became of the message with this id. */
   why(key: string, exchange?: string): Promise<WhyAnswer> {
-    if (exchange === undefined || exchange === this.id) return this.#system.why(key, now() + REQUEST_SECONDS);
+    if (exchange === undefined || exchange === this.id) return this.#system.why(key, now() + limits.REQUEST_SECONDS);
     return this.#emitter.request<WhyAnswer>("exchange.why", { key }, { to: exchange });
   }
 
@@ -213,9 +214,9 @@ export class Exchange {
     const link = this.#link(true, retrySeconds > 0 ? { dial, seconds: retrySeconds } : undefined);
     const connection = link.attach(transport);
     const connecting = transport.connect();
-    if (!(await within(connecting, CONNECT_SECONDS))) {
+    if (!(await within(connecting, limits.CONNECT_SECONDS))) {
       void transport.disconnect();
-      throw new LinkError(`nobody answered at ${url} within ${CONNECT_SECONDS} s`);
+      throw new LinkError(`nobody answered at ${url} within ${limits.CONNECT_SECONDS} s`);
     }
     await connecting;
     this.#enter(); // it may have been closed meanwhile
@@ -250,7 +251,7 @@ export class Exchange {
   }
 
   async #close(): Promise<void> {
-    await within(this.#handlers.idle(), STOP_SECONDS);
+    await within(this.#handlers.idle(), limits.STOP_SECONDS);
     await this.#closeLinks();
     for (const listener of this.#listeners) await listener.close();
     await this.#closeLinks(); // those that came in meanwhile
@@ -264,9 +265,9 @@ export class Exchange {
   }
 
   async #closeLinks(): Promise<void> {
-    const farewell: Farewell = this.#listeners.length > 0 ? { retryAfterMs: RETRY_AFTER_MS } : {};
+    const farewell: Farewell = this.#listeners.length > 0 ? { retryAfterMs: limits.RETRY_AFTER_MS } : {};
     const closing = [...this.#links.all].map((link) => link.close(farewell));
-    await within(Promise.all(closing), 3 * DRAIN_SECONDS);
+    await within(Promise.all(closing), 3 * limits.DRAIN_SECONDS);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -279,9 +280,8 @@ export class Exchange {
 
   #link(dialled: boolean, redial?: Redial): Link {
     const draw = (size: number): Uint8Array => crypto.getRandomValues(new Uint8Array(size));
-    const { limits } = this;
-    const session = new Session(this.#links.introduction(), { dialled, now: now(), limits, draw });
-    return new Link(session, this.#links, limits, redial);
+    const session = new Session(this.#links.introduction(), { dialled, now: now(), limits: this.limits, draw });
+    return new Link(session, this.#links, this.limits, redial);
   }
 
   // ----------------------------------------------------------------------------------- what the parts say to us
@@ -311,7 +311,7 @@ export class Exchange {
       announce: (added, removed) => this.#links?.announce(added, removed),
       resolve: (id, reply) => this.#emitter.resolve(id, reply),
       dispatched: (message, error) => this.#emitter.dispatched(message, error),
-      withdraw: (id, error) => this.#handlers.withdraw(id, error),
+      withdraw: (id) => this.#handlers.withdraw(id),
       unhandled: (message, outcome, error) => this.#unhandled(message, outcome, error),
       observed: (seen, message) => this.#handlers.observed(seen, message),
     };

@@ -203,7 +203,7 @@ export class Handlers {
       this.#failed(run, error);
     }
     run.seconds = now() - began;
-    if (invocation.controller.signal.aborted) run.outcome = Outcome.CANCELLED;
+    if (invocation.aborted) run.outcome = Outcome.CANCELLED;
     registered.running--;
     this.#running.delete(run);
     if (run.answers) this.#requests.delete(invocation.message.id);
@@ -242,12 +242,12 @@ export class Handlers {
   }
 
   /** Cancel the handler of a request, which need not be answered any more. One that waits never starts. */
-  withdraw(request: string, error?: RequestError): void {
+  withdraw(request: string): void {
     const run = this.#requests.get(request);
     if (!run) return;
     this.#requests.delete(request);
     run.withdrawn = run.invocation.answered = true;
-    run.invocation.controller.abort(error);
+    run.invocation.abort();
   }
 
   // ---------------------------------------------------------------------------------------------------- observing
@@ -279,7 +279,7 @@ export class Handlers {
     this.#closed = true;
     for (const run of this.#running) {
       run.withdrawn = true;
-      run.invocation.controller.abort();
+      run.invocation.abort();
     }
   }
 }

@@ -11,6 +11,7 @@ import { Kind, Outcome } from "@exchange-grpc/proto";
 import { LEDGER_EVENTS, LEDGER_MESSAGES, TRACE_ANSWER_BYTES } from "./limits.js";
 import { Message } from "./message.js";
 import { isTraced } from "./patterns.js";
+import { Queue } from "./queue.js";
 import type { Span, SpanEvent, Trace } from "./traces.js";
 
 const REASON = 200; // characters kept of a reason: a peer may have written it
@@ -22,14 +23,17 @@ export interface Happened {
   reason?: string;
 }
 
-interface Entry {
-  message: Message; // without its payload
+type Header = Pick<Message, "id" | "name" | "kindNumber" | "from" | "to" | "replyTo" | "rootId" | "causes" | "way" | "times">;
+
+interface Entry extends Header {
+  root: string;
   events: SpanEvent[];
 }
 
 export class Ledger {
-  #entries = new Map<string, Entry>(); // in order of arrival
-  #families = new Map<string, Set<string>>(); // root -> ids
+  #entries = new Map<string, Entry>();
+  #order = new Queue<Entry>(); // a Map is slow to say what its first is, once many have gone
+  #families = new Map<string, Set<string>>(); // root -> ids, if it is more than the root
   #cut = new Set<string>(); // roots of which something was forgotten, and something is left
 
   constructor(
@@ -40,18 +44,25 @@ export class Ledger {
 
   /** Remember that `message` was here. Traffic of the system is not remembered, but for what changes something. */
   note(message: Message): void {
-    if (this.#entries.has(message.id) || !isTraced(message.name)) return;
-    this.#entries.set(message.id, { message: header(message), events: [] });
-    const family = this.#families.get(message.root);
-    if (family) family.add(message.id);
-    else this.#families.set(message.root, new Set([message.id]));
-    if (this.#entries.size > this.capacity) this.#forgetOldest();
+    const { id, name, kindNumber, from, to, replyTo, rootId, causes, way, times, root } = message;
+    if (this.#entries.has(id) || !isTraced(name)) return;
+    const entry = { id, name, kindNumber, from, to, replyTo, rootId, causes, way, times, root, events: [] };
+    this.#entries.set(id, entry);
+    this.#order.push(entry);
+    if (root !== id || this.#families.has(root)) this.#join(id, root);
+    if (this.#order.length > this.capacity) this.#forgetOldest();
+  }
+
+  #join(id: string, root: string): void {
+    const family = this.#families.get(root);
+    if (family) family.add(id);
+    else this.#families.set(root, new Set(this.#entries.has(root) ? [root, id] : [id]));
   }
 
   #forgetOldest(): void {
-    const oldest = this.#entries.values().next();
-    if (oldest.done) return;
-    const { id, root } = oldest.value.message;
+    const oldest = this.#order.shift();
+    if (!oldest) return;
+    const { id, root } = oldest;
     this.#entries.delete(id);
     const family = this.#families.get(root);
     family?.delete(id);
@@ -65,7 +76,10 @@ export class Ledger {
 
   /** The message with this id, without what it carried. */
   find(id: string): Message | undefined {
-    return this.#entries.get(id)?.message;
+    const entry = this.#entries.get(id);
+    if (!entry) return undefined;
+    const { name, kindNumber, from, to, replyTo, rootId, causes, way, times } = entry;
+    return Object.assign(new Message(), { id, name, kindNumber, from, to, replyTo, rootId, causes, way, times });
   }
 
   /** Whether this became of it, by whom. */
@@ -79,7 +93,7 @@ export class Ledger {
     const entry = this.#entries.get(id);
     if (!entry) return;
     if (entry.events.length >= LEDGER_EVENTS) {
-      this.#cut.add(entry.message.root);
+      this.#cut.add(entry.root);
       return;
     }
     entry.events.push({
@@ -97,9 +111,9 @@ export class Ledger {
    * If it is too much for one answer, what led to `id` comes first.
    */
   trace(id: string, root = ""): Trace | undefined {
-    const wanted = this.#entries.get(id)?.message.root ?? (root || id);
-    const family = this.#families.get(wanted);
-    if (!family) return undefined;
+    const wanted = this.#entries.get(id)?.root ?? (root || id);
+    const family = this.#families.get(wanted) ?? new Set(this.#entries.has(wanted) ? [wanted] : []);
+    if (family.size === 0) return undefined;
     const spans = new Map<string, Span>();
     let size = 0;
     for (const member of new Set([...this.#lineage(id), ...family])) {
@@ -119,10 +133,10 @@ export class Ledger {
     const line = new Set<string>();
     let next: string | undefined = id;
     while (next !== undefined && !line.has(next)) {
-      const message = this.find(next);
-      if (!message) break;
+      const entry: Entry | undefined = this.#entries.get(next);
+      if (!entry) break;
       line.add(next);
-      next = message.causes.findLast((cause) => this.#entries.has(cause));
+      next = entry.causes.findLast((cause) => this.#entries.has(cause));
     }
     return [...line];
   }
@@ -133,22 +147,16 @@ export function outcomeName(outcome: Outcome): string {
   return `OUTCOME_${Outcome[outcome]}`;
 }
 
-/** `message` without what it carried. */
-function header(message: Message): Message {
-  const { id, name, kindNumber, from, to, replyTo, rootId, causes, way, times } = message;
-  return Object.assign(new Message(), { id, name, kindNumber, from, to, replyTo, rootId, causes, way, times });
-}
-
-function said({ message, events }: Entry): Span {
+function said({ id, name, kindNumber, from, to, causes, way, times, replyTo, events }: Entry): Span {
   return {
-    id: message.id,
-    name: message.name,
-    kind: `KIND_${Kind[message.kindNumber]}`,
-    from: message.from,
-    to: message.to,
-    causes: [...message.causes],
-    hops: message.hops.map(({ exchange, atUs }) => ({ exchange, at_us: atUs })),
-    reply_to: message.replyTo,
+    id,
+    name,
+    kind: `KIND_${Kind[kindNumber]}`,
+    from,
+    to,
+    causes: [...causes],
+    hops: way.map((exchange, at) => ({ exchange, at_us: times[at] ?? 0 })),
+    reply_to: replyTo,
     events: [...events],
   };
 }

@@ -34,7 +34,8 @@ export interface Keeper {
 }
 
 const NOTHING: readonly string[] = [];
-const NO_HEADERS: Readonly<Record<string, string>> = Object.freeze({});
+/** Of most messages. */
+export const NO_HEADERS: Readonly<Record<string, string>> = Object.freeze({});
 
 /** One message. Treat it as immutable. `T` is what its value is taken for: nobody has checked it. */
 export class Message<T = unknown> {

@@ -54,7 +54,11 @@ export class RemoteState {
    *
    * Rejects with Refused (`NOT_ACCEPTED`, `REVISION`), or a RequestError if it cannot be asked.
    */
-  async set<T = unknown>(name: string, value: unknown, options: StateOptions & { expected?: number } = {}): Promise<StateValue<T>> {
+  async set<T = unknown>(
+    name: string,
+    value: unknown,
+    options: StateOptions & { expected?: number } = {},
+  ): Promise<StateValue<T>> {
     const { expected, ...rest } = options;
     const question = { name, value, ...(expected !== undefined && { expected_revision: expected }) };
     const answer = await this.#emitter.request(SET, question, { ...rest, to: this.exchange });
@@ -66,7 +70,10 @@ export class RemoteState {
    * Goes on until the loop is left or `signal` is aborted. Rejects with Refused (`NOT_EXPORTED`; `SLOW` if it is taken
    * too slowly), with Unavailable when the way to the exchange is lost, with Cancelled when it was aborted.
    */
-  async *watch<T = unknown>(names: string | readonly string[] = [], options: Pick<StateOptions, "signal"> = {}): AsyncGenerator<StateValue<T>, void> {
+  async *watch<T = unknown>(
+    names: string | readonly string[] = [],
+    options: Pick<StateOptions, "signal"> = {},
+  ): AsyncGenerator<StateValue<T>, void> {
     const wanted = typeof names === "string" ? [names] : [...names];
     const asked = { ...options, to: this.exchange, timeoutSeconds: Infinity };
     for await (const reply of this.#emitter.requestMany("exchange.state.watch", { names: wanted }, asked)) {

@@ -14,7 +14,16 @@
 
 import { Found, type Interest, Kind, Outcome } from "@exchange-grpc/proto";
 import { Discovery, type Home } from "./discovery.js";
-import { Code, InvalidMessage, LimitExceeded, refused, type RequestError, requestError, Unavailable, Unhandled } from "./errors.js";
+import {
+  Code,
+  InvalidMessage,
+  LimitExceeded,
+  refused,
+  type RequestError,
+  requestError,
+  Unavailable,
+  Unhandled,
+} from "./errors.js";
 import type { encodeFrame, Introduction, Offers, Target } from "./frames.js";
 import type { Ledger } from "./ledger.js";
 import { HOPS, MESSAGE_SECONDS, QUESTION_SECONDS, SETTLE_SECONDS } from "./limits.js";
@@ -42,7 +51,7 @@ export interface Host {
   /** A send emitted here has left, or was taken, or could not be. */
   dispatched(message: Message, error?: RequestError): void;
   /** Cancel the handler of this request. */
-  withdraw(id: string, error: RequestError | undefined): void;
+  withdraw(id: string): void;
   /** A send of ours was not handled. */
   unhandled(message: Message, outcome: Outcome, error: RequestError): void;
   observed(seen: Seen, message: Message): void;
@@ -397,7 +406,7 @@ export class Router implements Home {
     this.ledger.record(request.id, outcome, { reason });
     for (const holder of holders) {
       if (holder === this.me) {
-        this.host.withdraw(request.id, undefined);
+        this.host.withdraw(request.id);
         continue;
       }
       this.#transmitQuietly(holder, cancel ?? this.#make(Kind.CANCEL, request, { replyTo: request.id }));

@@ -138,7 +138,13 @@ export class System {
   }
 
   /** Ask whoever may know more, all at once; what one answers may name others. */
-  async #gather(id: string, root: string, until: number, answers: Map<string, Trace>, missing: Map<string, string>): Promise<void> {
+  async #gather(
+    id: string,
+    root: string,
+    until: number,
+    answers: Map<string, Trace>,
+    missing: Map<string, string>,
+  ): Promise<void> {
     const asked = new Set([this.id, "", ...answers.keys()]);
     const ask = async (exchange: string): Promise<void> => {
       const answer = await this.#asked(exchange, id, root, until, missing);
@@ -161,7 +167,13 @@ export class System {
   }
 
   /** What one exchange knows; undefined if nothing. Notes in `missing` that it could not be asked. */
-  async #asked(exchange: string, id: string, root: string, until: number, missing: Map<string, string>): Promise<Trace | undefined> {
+  async #asked(
+    exchange: string,
+    id: string,
+    root: string,
+    until: number,
+    missing: Map<string, string>,
+  ): Promise<Trace | undefined> {
     missing.delete(exchange);
     try {
       const asked = { to: exchange, timeoutSeconds: Math.max(0, until - now()) };

@@ -32,7 +32,9 @@ class BrowserTransport implements Transport {
       const refused = (): void => reject(new LinkError(`nobody answers at ${this.address.href}`));
       socket.onclose = refused;
       socket.onopen = () => {
-        socket.onclose = ({ code }) => this.#end(code === 1000 ? "the peer ended the connection" : `the connection was lost (${code})`);
+        socket.onclose = ({ code }) => {
+          this.#end(code === 1000 ? "the peer ended the connection" : `the connection was lost (${code})`);
+        };
         if (PROTOCOLS.includes(socket.protocol)) return resolve();
         socket.close();
         refused();

@@ -46,7 +46,10 @@ describe("a request", () => {
 
   test("carries bytes, headers and large whole numbers", async () => {
     const [hub, app] = await linked("app");
-    app?.handle("echo", ({ value, contentType, headers }) => (headers.n ? { n: headers.n } : value instanceof Uint8Array ? new Data(value, contentType) : value));
+    app?.handle("echo", ({ value, contentType, headers }) => {
+      if (headers.n) return { n: headers.n };
+      return value instanceof Uint8Array ? new Data(value, contentType) : value;
+    });
     await hub.request("exchange.describe", null, { to: "app" });
     expect(await hub.request("echo", 2n ** 63n)).toBe(2n ** 63n);
     expect(await hub.request("echo", new Uint8Array([1, 2]))).toEqual(Buffer.from([1, 2]));
@@ -55,7 +58,8 @@ describe("a request", () => {
 
   test("that nobody takes fails at once", async () => {
     const app = exchange("app");
-    await expect(app.request("nobody.home")).rejects.toMatchObject({ name: "Unhandled", message: "nobody handles nobody.home within reach of app" });
+    const message = "nobody handles nobody.home within reach of app";
+    await expect(app.request("nobody.home")).rejects.toMatchObject({ name: "Unhandled", message, at: "app" });
   });
 
   test("whose handler throws says nothing of why", async () => {
