@@ -61,9 +61,9 @@ bench: .venv/.made .tools/.nats-server-$(NATS_SERVER) ## the benchmarks; ARGS='n
 
 TYPESCRIPT := clients/typescript
 PROTOC_GEN_ES := 2.13.0
-# $(call with_node,COMMAND,WHAT)
-with_node = @if command -v npm >/dev/null; then $(1); else \
-	echo "There is no Node.js: $(2) is skipped."; [ -z "$$EXCHANGE_REQUIRE_ALL" ]; fi
+# $(call with_node,COMMAND,WHAT IS SKIPPED): what only prepares says nothing when it is skipped.
+with_node = @if command -v npm >/dev/null; then $(1); \
+	elif [ -n "$(2)" ]; then echo "There is no Node.js: $(2)."; [ -z "$$EXCHANGE_REQUIRE_ALL" ]; fi
 
 .PHONY: test-typescript check-typescript
 test: test-typescript
@@ -71,17 +71,17 @@ check: check-typescript
 generate check: .tools/protoc-gen-es/.made
 
 test-typescript: .venv/.made $(TYPESCRIPT)/node_modules/.made
-	$(call with_node,cd $(TYPESCRIPT) && npm run --silent build && npm test --silent,the test of TypeScript)
+	$(call with_node,cd $(TYPESCRIPT) && npm run --silent build && npm test --silent,the tests of $(TYPESCRIPT) are skipped)
 
 check-typescript: $(TYPESCRIPT)/node_modules/.made
-	$(call with_node,cd $(TYPESCRIPT) && npm run --silent check,the check of TypeScript)
+	$(call with_node,cd $(TYPESCRIPT) && npm run --silent check,$(TYPESCRIPT) is not checked)
 
 .tools/protoc-gen-es/.made: Makefile
-	@mkdir -p $(@D)
-	$(call with_node,npm install --silent --no-save --prefix $(@D) @bufbuild/protoc-gen-es@$(PROTOC_GEN_ES) && touch $@,generated/typescript)
+	$(call with_node,mkdir -p $(@D) && npm install --loglevel=error --no-save --prefix $(@D) \
+		@bufbuild/protoc-gen-es@$(PROTOC_GEN_ES) && touch $@)
 
 $(TYPESCRIPT)/node_modules/.made: $(TYPESCRIPT)/package-lock.json generated/typescript/index.js
-	$(call with_node,cd $(TYPESCRIPT) && npm ci --silent && touch node_modules/.made,clients/typescript)
+	$(call with_node,cd $(TYPESCRIPT) && npm ci --loglevel=error && touch node_modules/.made)
 
 # ---- what the others need
 
