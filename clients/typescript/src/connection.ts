@@ -77,7 +77,12 @@ export class Connection {
   #receive(frame: Uint8Array | InvalidMessage): void {
     const { link } = this;
     if (link.connection !== this) return;
-    link.receive(frame);
+    try {
+      link.receive(frame);
+    } catch (error) {
+      link.log.error("a link failed", error); // a mistake of ours: the other links go on
+      this.drop("the link failed");
+    }
     if (!link.mayRead && !this.#paused) {
       this.#paused = true; // its writer waits
       this.transport.pause?.();

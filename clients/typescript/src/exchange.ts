@@ -60,11 +60,14 @@ type Listeners = { [K in keyof ExchangeEvents]: Set<(event: ExchangeEvents[K]) =
  *
  * @example
  * ```ts
- * const app = new Exchange("shop");
- * app.handle<{ a: number; b: number }>("compute.sum", ({ value }) => value.a + value.b);
- * await app.connect("ws://127.0.0.1:8080");
- * console.log(await app.request("bread.price", "rye"));
- * await app.close();
+ * import { Exchange } from "@exchange-grpc/client";
+ *
+ * const shop = new Exchange("bread-shop");
+ * shop.handle("bread.price", ({ value }) => (value === "rye" ? 4 : 3));
+ * await shop.connect("ws://127.0.0.1:8080");
+ * console.log(await shop.request("bread.price", "rye")); // 4
+ * console.log(await shop.request("compute.sum", { a: 5, b: 3 })); // 8
+ * await shop.close();
  * ```
  */
 export class Exchange {

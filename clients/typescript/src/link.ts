@@ -351,7 +351,12 @@ export class Link implements Carried {
   #tick(): void {
     this.#timer = undefined;
     const time = now();
-    this.#understand(this.session.tick(time));
+    try {
+      this.#understand(this.session.tick(time));
+    } catch (error) {
+      this.log.error("a link failed", error); // a mistake of ours: the other links go on
+      this.connection?.drop("the link failed");
+    }
     const { connection } = this;
     const { silenceSeconds } = this.#limits;
     if (connection?.writingSince !== undefined && time - connection.writingSince > silenceSeconds) {

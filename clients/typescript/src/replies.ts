@@ -24,7 +24,7 @@ export class Replies<T = unknown> implements AsyncIterableIterator<Message<T>> {
   #bytes = 0;
   #started: (() => void) | undefined;
   #error: Error | undefined;
-  #changed: () => void = () => undefined;
+  #wake: (() => void)[] = [];
 
   /** @internal `ask` sends the request, whose replies go to `take`, and returns what withdraws it. */
   constructor(
@@ -40,7 +40,7 @@ export class Replies<T = unknown> implements AsyncIterableIterator<Message<T>> {
   async next(): Promise<IteratorResult<Message<T>, undefined>> {
     if (!this.#started && !this.over) this.#started = this.ask(this);
     while (this.#waiting.length === 0 && !this.over) {
-      await new Promise<void>((resolve) => (this.#changed = resolve));
+      await new Promise<void>((resolve) => this.#wake.push(resolve));
     }
     const reply = this.#waiting.shift();
     if (reply) {
@@ -82,6 +82,10 @@ export class Replies<T = unknown> implements AsyncIterableIterator<Message<T>> {
     this.over = true;
     this.#error = error;
     this.#changed();
+  }
+
+  #changed(): void {
+    for (const wake of this.#wake.splice(0)) wake();
   }
 
   #withdraw(error?: Error): void {

@@ -24,11 +24,11 @@ class BrowserTransport implements Transport {
     this.#end = end;
   }
 
-  connect(): Promise<void> {
-    const socket = new WebSocket(this.address, [...PROTOCOLS]);
+  async connect(): Promise<void> {
+    const socket = this.#open();
     this.#socket = socket;
     socket.binaryType = "arraybuffer";
-    return new Promise((resolve, reject) => {
+    await new Promise<void>((resolve, reject) => {
       const refused = (): void => reject(new LinkError(`nobody answers at ${this.address.href}`));
       socket.onclose = refused;
       socket.onopen = () => {
@@ -43,6 +43,15 @@ class BrowserTransport implements Transport {
         this.#receive(read(typeof data === "string" ? data : new Uint8Array(data), socket.protocol));
       };
     });
+  }
+
+  #open(): WebSocket {
+    try {
+      return new WebSocket(this.address, [...PROTOCOLS]);
+    } catch (error) {
+      // A page that came by https may not use ws, and some ports nobody may use.
+      throw new LinkError(`the browser does not connect to ${this.address.href}: ${(error as Error).message}`);
+    }
   }
 
   async send(frame: Uint8Array): Promise<void> {

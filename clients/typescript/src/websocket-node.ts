@@ -29,7 +29,7 @@ class NodeTransport implements Transport {
     this.#end = end;
   }
 
-  connect(): Promise<void> {
+  async connect(): Promise<void> {
     const socket = this.open();
     this.#socket = socket;
     socket.on("message", (data, isBinary) => this.#receive(read(isBinary ? bytesOf(data) : textOf(data), socket.protocol)));
@@ -37,8 +37,8 @@ class NodeTransport implements Transport {
     socket.on("close", (code) => {
       this.#end(code === 1000 ? "the peer ended the connection" : this.#why || `the connection was lost (${code})`);
     });
-    if (socket.readyState === WebSocket.OPEN) return Promise.resolve();
-    return new Promise((resolve, reject) => {
+    if (socket.readyState === WebSocket.OPEN) return;
+    await new Promise<void>((resolve, reject) => {
       socket.once("open", resolve);
       socket.once("close", () => reject(new LinkError(`nobody answers at ${socket.url}: ${this.#why}`)));
     });

@@ -27,9 +27,10 @@ describe.skipIf(!demoIsThere())("against an exchange in Python", () => {
   });
 
   const readme = readFileSync(join(ROOT, "README.md"), "utf8");
-  const blocks = [...readme.matchAll(/^```ts\n(.*?)^```/gms)].map(([, code = ""]) => code);
+  const comments = readFileSync(join(ROOT, "src/exchange.ts"), "utf8").replaceAll(/^ {0,3}\* ?/gm, "");
+  const blocks = [readme, comments].flatMap((text) => [...text.matchAll(/^```ts\n(.*?)^```/gms)].map(([, code = ""]) => code));
 
-  test.each(blocks.map((code, at) => [at + 1, code] as const))("block %i of the README prints what it says", async (at, code) => {
+  test.each(blocks.map((code, at) => [at + 1, code] as const))("block %i of the README and the sources prints what it says", async (at, code) => {
     const expected = [...code.matchAll(/console\.log\(.*\);?.*?\/\/ (.*)$/gm)].map(([, said = ""]) => said);
     const { code: script } = await transform(code.replaceAll("ws://127.0.0.1:8080", server.url), { loader: "ts", format: "esm" });
     const file = join(place, `block-${at}.mjs`);
