@@ -20,6 +20,7 @@ const CLOSE_MS = 12_000; // how long the page may take to close its exchange
 const FLAGS = [
   "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
   "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+  "--remote-debugging-pipe", // nobody debugs: but when the pipe ends, because we were killed, so does the browser
 ];
 
 /** The browser: what $CHROMIUM says, or the first that is in the path. */
@@ -56,7 +57,9 @@ const { port } = /** @type {import("node:net").AddressInfo} */ (server.address()
 const bridge = new Promise((resolve) => new WebSocketServer({ server, path: "/bridge" }).once("connection", resolve));
 const profile = mkdtempSync(join(tmpdir(), "exchange-chromium-"));
 const page = `http://127.0.0.1:${port}/`;
-const child = spawn(browser(), [...FLAGS, `--user-data-dir=${profile}`, page], { stdio: "ignore" });
+const child = spawn(browser(), [...FLAGS, `--user-data-dir=${profile}`, page], {
+  stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"],
+});
 const gone = new Promise((resolve) => child.once("exit", resolve));
 
 let stopping = false;
@@ -66,7 +69,7 @@ async function stop(code) {
   stopping = true;
   child.kill();
   await gone;
-  rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
+  rmSync(profile, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 }); // its helpers may write a last word
   process.exit(code);
 }
 

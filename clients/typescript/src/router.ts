@@ -13,6 +13,7 @@
  */
 
 import { Found, type Interest, Kind, Outcome } from "@exchange-grpc/proto";
+import { Candidates } from "./candidates.js";
 import { Discovery, type Home } from "./discovery.js";
 import {
   Code,
@@ -64,8 +65,7 @@ export class Router implements Home {
   readonly subscriptions = new Set<string>();
   readonly open: OpenRequests;
   readonly #discovery: Discovery;
-  #offered = new Map<string, readonly string[]>(); // name -> links that offer it
-  #turns = new Map<string, number>();
+  readonly #candidates: Candidates;
   #expected = new Set<string>(); // peers that are gone, and may come back
   #settled = 0; // from then on, nobody is expected back with a relay that has come back
   #spread = new Once(); // publications and requests to many that were here
@@ -77,6 +77,7 @@ export class Router implements Home {
   ) {
     this.me = origin.exchange;
     this.#discovery = new Discovery(this, () => host.now());
+    this.#candidates = new Candidates(this.peers, (target) => this.#discovery.ways(target));
     this.open = new OpenRequests(this.peers, (entry) => this.#late(entry));
   }
 
@@ -184,9 +185,9 @@ export class Router implements Home {
       return false;
     }
     const target = targetOf(message);
-    const near = via === undefined ? this.#nextTo(target) : [via];
-    const candidates = near.length > 0 ? near : this.#behind(target);
-    const chosen = this.#inTurn(candidates);
+    const near = via === undefined ? this.#candidates.nextTo(target) : [via];
+    const candidates = near.length > 0 ? near : this.#candidates.behind(target);
+    const chosen = this.#candidates.inTurn(candidates);
     if (chosen !== undefined) {
       this.#forward(message, chosen, via === undefined && near.length === 0);
     } else if (this.#discovery.full) {
@@ -199,35 +200,6 @@ export class Router implements Home {
       });
     }
     return false;
-  }
-
-  /** The linked peers that are, or offer, the target. */
-  #nextTo({ kind, key }: Target): readonly string[] {
-    if (kind === "exchange") return this.peers.has(key) ? [key] : [];
-    return this.#present(this.#offered.get(key) ?? []);
-  }
-
-  /** The linked peers behind which the target is, those with the fewest hops. */
-  #behind(target: Target): readonly string[] {
-    const hops = this.#discovery.ways(target);
-    const ways = this.#present([...hops.keys()].filter((link) => this.peers.has(link)));
-    const nearest = Math.min(...ways.map((link) => hops.get(link) ?? Infinity));
-    return ways.filter((link) => hops.get(link) === nearest).sort();
-  }
-
-  /** Those of them that are not away, if there are any. */
-  #present(links: readonly string[]): readonly string[] {
-    const present = links.filter((link) => !this.peers.get(link)?.away);
-    return present.length > 0 ? present : links;
-  }
-
-  #inTurn(links: readonly string[]): string | undefined {
-    if (links.length <= 1) return links[0];
-    const set = links.join(" ");
-    if (this.#turns.size >= 4_096) this.#turns.clear();
-    const turn = this.#turns.get(set) ?? 0;
-    this.#turns.set(set, (turn + 1) % links.length);
-    return links[turn];
   }
 
   /** Step 1: it is handled here. */
@@ -587,7 +559,7 @@ export class Router implements Home {
     let peer = this.peers.get(id);
     if (peer) {
       peer.away = false;
-      this.#noLongerOffers(peer, [...peer.handles].filter((name) => !handles.includes(name)));
+      this.#candidates.noLongerOffers(peer, [...peer.handles].filter((name) => !handles.includes(name)));
       this.#relays(peer, relay);
       this.#discovery.back(id);
     } else {
@@ -614,7 +586,7 @@ export class Router implements Home {
     const peer = this.peers.get(id);
     if (!peer) return;
     this.peers.delete(id);
-    this.#noLongerOffers(peer, [...peer.handles]);
+    this.#candidates.noLongerOffers(peer, [...peer.handles]);
     for (const request of peer.came) {
       const entry = this.open.get(request);
       if (entry) this.#abandon(entry, Outcome.CANCELLED, `the link to ${id}, which asked, was lost`);
@@ -648,7 +620,7 @@ export class Router implements Home {
 
   #dispatchAgain(message: Message, error: RequestError): void {
     const target = targetOf(message);
-    const others = this.#nextTo(target).length > 0 || this.#behind(target).length > 0 || this.relays().length > 0;
+    const others = this.#candidates.nextTo(target).length > 0 || this.#candidates.behind(target).length > 0 || this.relays().length > 0;
     if (others) this.#dispatch(message, HERE);
     else this.#fail(message, HERE, Outcome.DROPPED, error);
   }
@@ -668,7 +640,7 @@ export class Router implements Home {
   interest(id: string, { added, removed, relay }: Interest): void {
     const peer = this.peers.get(id);
     if (!peer) return;
-    this.#noLongerOffers(peer, removed?.handles ?? []);
+    this.#candidates.noLongerOffers(peer, removed?.handles ?? []);
     removed?.subscribes.forEach((pattern) => peer.subscribes.delete(pattern));
     added?.subscribes.forEach((pattern) => peer.subscribes.add(pattern));
     if (relay !== undefined) {
@@ -687,21 +659,7 @@ export class Router implements Home {
   }
 
   #nowOffers(peer: Peer, names: readonly string[]): void {
-    for (const name of names) {
-      if (peer.handles.has(name)) continue;
-      peer.handles.add(name);
-      this.#offered.set(name, [...(this.#offered.get(name) ?? []), peer.id].sort());
-      this.#discovery.turnedUp({ kind: "name", key: name });
-    }
-  }
-
-  #noLongerOffers(peer: Peer, names: readonly string[]): void {
-    for (const name of names) {
-      if (!peer.handles.delete(name)) continue;
-      const rest = (this.#offered.get(name) ?? []).filter((id) => id !== peer.id);
-      if (rest.length > 0) this.#offered.set(name, rest);
-      else this.#offered.delete(name);
-    }
+    for (const key of this.#candidates.nowOffers(peer, names)) this.#discovery.turnedUp({ kind: "name", key });
   }
 
   /** A name is handled here, or no longer. */
@@ -764,7 +722,7 @@ export class Router implements Home {
     const withdrawn = message.kindNumber === Kind.REQUEST && !this.open.has(message.id); // or its time was over
     if (withdrawn) return true;
     const mine = target.kind === "name" && this.offers.has(target.key);
-    if (!mine && this.#nextTo(target).length === 0 && this.#behind(target).length === 0) return false;
+    if (!mine && this.#candidates.nextTo(target).length === 0 && this.#candidates.behind(target).length === 0) return false;
     this.#dispatch(message, HERE);
     return true;
   }
