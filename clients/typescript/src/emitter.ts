@@ -165,7 +165,10 @@ export class Emitter {
     if (dispatch.error) throw dispatch.error;
     // A send waits for its link; what goes to many must not wait for the slowest of them.
     const { link } = dispatch;
-    if (link?.session.out.full && (message.kindNumber === Kind.SEND || this.linkCount() === 1)) await link.room();
+    if (link?.session.out.full) {
+      const waits = message.kindNumber === Kind.SEND || this.linkCount() === 1;
+      await (waits ? link.room() : new Promise((resolve) => setTimeout(resolve))); // at least the writers must run
+    }
     return message.id;
   }
 
@@ -203,6 +206,11 @@ export class Emitter {
     } else {
       this.#waiting.get(id)?.(reply);
     }
+  }
+
+  /** Resolves when there is room for a further reply to a request that was emitted here. */
+  room(id: string): Promise<void> {
+    return this.#replies.get(id)?.room() ?? Promise.resolve();
   }
 
   /** Nothing is emitted any more; whoever waits hears so. */

@@ -346,7 +346,7 @@ export class Exchange {
     invocation.answered = !message.many;
     const out = link === undefined ? undefined : this.#links.byPeer.get(link);
     if (out?.session.out.full) await out.room();
-    else await Promise.resolve();
+    else await this.#emitter.room(message.id);
   }
 
   /** A handler has ended: record it, and answer what it left unanswered. */

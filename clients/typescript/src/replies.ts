@@ -9,6 +9,8 @@ import { REPLIES, REPLIES_BYTES } from "./limits.js";
 import type { Message } from "./message.js";
 import { Queue } from "./queue.js";
 
+const ENOUGH = 64; // replies that wait while a handler of this process may go on
+
 /** The replies as they come: `for await (const reply of app.requestMany(...))`.
  *
  * Each is a Message, with the `value`, or with the `error` of a handler that failed; `from` says of whom it is. It ends
@@ -25,6 +27,7 @@ export class Replies<T = unknown> implements AsyncIterableIterator<Message<T>> {
   #started: (() => void) | undefined;
   #error: Error | undefined;
   #wake: (() => void)[] = [];
+  #full: (() => void)[] = [];
 
   /** @internal `ask` sends the request, whose replies go to `take`, and returns what withdraws it. */
   constructor(
@@ -45,6 +48,7 @@ export class Replies<T = unknown> implements AsyncIterableIterator<Message<T>> {
     const reply = this.#waiting.shift();
     if (reply) {
       this.#bytes -= reply.payload.length;
+      if (this.#waiting.length < ENOUGH) for (const wake of this.#full.splice(0)) wake();
       this.taken(reply);
       return { done: false, value: reply as Message<T> };
     }
@@ -77,11 +81,17 @@ export class Replies<T = unknown> implements AsyncIterableIterator<Message<T>> {
     }
   }
 
+  /** @internal Resolves when whoever asked has taken some. */
+  async room(): Promise<void> {
+    if (this.#waiting.length >= ENOUGH && !this.over) await new Promise<void>((resolve) => this.#full.push(resolve));
+  }
+
   /** @internal No more will come. */
   end(error: Error | undefined): void {
     this.over = true;
     this.#error = error;
     this.#changed();
+    for (const wake of this.#full.splice(0)) wake();
   }
 
   #changed(): void {

@@ -117,6 +117,19 @@ describe("a request to many", () => {
     expect(replies.lost).toEqual([]);
   });
 
+  test("may have very many replies, here and over a link", async () => {
+    const [hub, app] = await linked("app");
+    app?.handle("count", async function* () {
+      for (let n = 0; n < 10_000; n++) yield await Promise.resolve(n);
+    });
+    await hub.request("exchange.describe", null, { to: "app" });
+    for (const asker of [hub, app]) {
+      let count = 0;
+      for await (const { value } of asker?.requestMany("count") ?? []) expect((value as number) - count++).toBe(0);
+      expect(count).toBe(10_000);
+    }
+  });
+
   test("that nobody takes fails", async () => {
     const replies = exchange("app").requestMany("offers");
     await expect(replies.next()).rejects.toThrow(Unhandled);
