@@ -20,13 +20,14 @@ import {
   type Interest,
   MessageSchema,
   type Query,
+  type Reject,
   type Welcome,
 } from "@exchange-grpc/proto";
 import { InvalidMessage, LimitExceeded } from "./errors.js";
 import { FRAME_BYTES, HOPS, MESSAGE_BYTES, NAMES_PER_PEER } from "./limits.js";
 import { checkId, checkName, checkPattern, shown } from "./patterns.js";
 
-export type { Answer, Batch, Frame, Goodbye, Interest, Query };
+export type { Answer, Batch, Frame, Goodbye, Interest, Query, Reject };
 
 export const PROTOCOL = 1;
 export const VALUE = "value"; // the feature: payloads are wanted as `value`

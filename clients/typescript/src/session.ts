@@ -24,7 +24,7 @@ import { Kind } from "@exchange-grpc/proto";
 import { admitted } from "./admission.js";
 import { Code, InvalidMessage, LimitExceeded, refused, type RequestError } from "./errors.js";
 import * as frames from "./frames.js";
-import type { Answer, Batch, Goodbye, Interest, Introduction, Query } from "./frames.js";
+import type { Answer, Batch, Goodbye, Interest, Introduction, Query, Reject } from "./frames.js";
 import { Gap, Inbox } from "./inbox.js";
 import { ACK_SECONDS, CONTEST_SECONDS, CONTROL_FRAMES, type Limits } from "./limits.js";
 import type { Message } from "./message.js";
@@ -333,11 +333,8 @@ export class Session {
         return [{ type: "answer", answer: kind.value }];
       case "interest":
         return this.#interest(kind.value);
-      case "reject": {
-        const { id, seq, status } = kind.value;
-        const error = readStatus(status ?? packStatus(refused(new InvalidMessage("no reason was given"))));
-        return [{ type: "rejected", id: id || this.out.idOf(Number(seq)), error }];
-      }
+      case "reject":
+        return this.#rejected(kind.value);
       case "goodbye":
         return this.#goodbyeHeard(kind.value);
       case "hello":
@@ -346,6 +343,11 @@ export class Session {
       default:
         return []; // of a later version, or a Pong
     }
+  }
+
+  #rejected({ id, seq, status }: Reject): SessionEvent[] {
+    const error = status ? readStatus(status) : refused(new InvalidMessage("no reason was given"));
+    return [{ type: "rejected", id: id || this.out.idOf(Number(seq)), error }];
   }
 
   #batch(batch: Batch, size: number, now: number): SessionEvent[] {
