@@ -1,0 +1,14 @@
+//! Connects, says hello, and prints who answered.
+
+use exchange_grpc::{Exchange, Result};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let url = std::env::var("EXCHANGE_URL").unwrap_or_else(|_| "grpc://127.0.0.1:50051".into());
+    let me = Exchange::new(format!("hello-{}", std::process::id()))?;
+    let peer = me.connect(&url).await?;
+    let reply = peer.request("echo", "hello").await?;
+    println!("{} from {}", reply.json::<String>()?, reply.from());
+    me.close().await;
+    Ok(())
+}

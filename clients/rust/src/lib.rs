@@ -1,0 +1,34 @@
+//! x
+mod call;
+mod core;
+mod dispatch;
+mod emit;
+mod error;
+mod exchange;
+mod grpc;
+mod ledger;
+pub mod limits;
+mod message;
+mod names;
+mod options;
+mod payload;
+mod peer;
+mod pump;
+mod session;
+mod shared;
+mod state;
+mod system;
+mod traces;
+mod wire;
+
+pub use call::Call;
+pub use core::{Event, Seen};
+pub use emit::{Replies, Request, Send};
+pub use error::{Code, Delivered, Error, HandlerError, Refused, RequestError, RequestErrorKind, Result};
+pub use exchange::{Builder, Events, Exchange, Registered};
+pub use limits::Limits;
+pub use message::{Hop, Kind, Message, Outcome};
+pub use options::{ConnectOptions, ListenOptions};
+pub use payload::{IntoPayload, Payload};
+pub use peer::Peer;
+pub use state::{RemoteState, StateValue, Watch};
