@@ -190,10 +190,11 @@ impl IntoFuture for Request {
             if let Some(because) = &self.0.because {
                 because.after(&reply);
             }
-            match reply.error {
-                Some(error) => Err(error.into()),
-                None => Ok(reply),
+            if let Some(error) = reply.error {
+                return Err(error.into());
             }
+            reply.parse()?; // what cannot be read is no answer
+            Ok(reply)
         })
     }
 }
@@ -280,6 +281,7 @@ impl Replies {
             because.after(&reply);
         }
         self.1.over = reply.last && !self.0.to.is_empty();
+        reply.parse()?;
         if let Some(left) = &mut self.1.left {
             *left = left.saturating_sub(1);
             if *left == 0 {

@@ -15,6 +15,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// What a fallible call of this crate gives.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -47,6 +49,27 @@ impl Error {
         }
     }
 
+    /// The status code that stands for it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Request(error) => error.code,
+            Self::Link(_) => Code::Unavailable,
+            Self::LimitExceeded(_) => Code::OutOfRange,
+            Self::Invalid(_) | Self::Address(_) => Code::InvalidArgument,
+        }
+    }
+
+    /// A fixed upper-case word for programs.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Request(error) => &error.reason,
+            Self::Link(_) => "LINK",
+            Self::LimitExceeded(_) => "LIMIT_EXCEEDED",
+            Self::Address(_) => "ADDRESS",
+            Self::Invalid(_) => "INVALID_MESSAGE",
+        }
+    }
+
     /// As a status: what whoever sent a message hears when it broke a rule.
     pub(crate) fn into_refusal(self, at: &str) -> RequestError {
         match self {
@@ -62,7 +85,8 @@ impl Error {
 }
 
 /// The status codes of gRPC, with their numbers in `google/rpc/code.proto`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[repr(i32)]
 #[allow(missing_docs)]
 pub enum Code {
@@ -144,7 +168,8 @@ pub enum RequestErrorKind {
 }
 
 /// Whether a handler may have seen a request that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Delivered {
     /// Surely not: asking again does no harm.
     No,
@@ -153,7 +178,7 @@ pub enum Delivered {
 }
 
 /// A request ended without its answer.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Serialize, thiserror::Error)]
 #[error("{message}")]
 #[non_exhaustive]
 pub struct RequestError {

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use blake2::digest::consts::{U8, U16};
 use blake2::{Blake2b, Digest};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -49,7 +50,8 @@ impl Kind {
 }
 
 /// What became of a message at one exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
 #[repr(i32)]
 pub enum Outcome {
     /// A handler took it and ended well.

@@ -14,7 +14,7 @@ use crate::message::Message;
 use crate::names::SET;
 
 /// One state name of an exchange.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StateValue {
     /// The name.

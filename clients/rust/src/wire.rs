@@ -199,7 +199,7 @@ pub(crate) fn pack(message: &Message, as_value: bool) -> Result<Bytes> {
     out.text(3, &head.from);
     out.text(4, &head.to);
     out.number(5, i64::from(head.kind as i32));
-    if message.payload.is_json() && !as_value && !message.payload.is_null() {
+    if message.payload.is_json() && !as_value {
         out.bytes(6, message.payload.bytes());
     }
     let trace = pack_trace(head);

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{RequestError, Result};
@@ -30,7 +31,8 @@ pub(crate) type LineId = u64;
 pub(crate) type ConnId = u64;
 
 /// What happened to an exchange itself. [`Exchange::events`](crate::Exchange::events) tells of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// A link is there.
@@ -76,6 +78,7 @@ pub enum Event {
         /// What became of it.
         outcome: Outcome,
         /// Why.
+        #[serde(flatten)]
         error: RequestError,
     },
 }

@@ -113,13 +113,8 @@ impl Core {
             Kind::Request => {
                 if message.head.many && message.to().is_empty() && !self.seen.first(message.id(), now) {
                     let error = RequestError::unhandled("it was here by another way").at(&self.id);
-                    self.answer_error(
-                        &message.head,
-                        way.link,
-                        now,
-                        Some(RequestError { reason: "LOOP".into(), ..error }),
-                        vec![],
-                    );
+                    let error = RequestError { reason: "LOOP".into(), ..error };
+                    self.refuse(&message.head, way.link, now, Some(error), vec![]);
                     self.settle(taken);
                 } else if self.remember(message, way.link, None, now) {
                     self.take(message, way, taken, now);
@@ -188,9 +183,10 @@ impl Core {
     fn remember(&mut self, message: &Message, link: Option<&str>, sink: Option<Sink>, now: Time) -> bool {
         let id = message.id();
         if self.open.contains_key(id) {
-            let error =
-                RequestError::new(Code::AlreadyExists, "DUPLICATE", "a request with this id is open here already");
-            self.answer_error(&message.head, link, now, Some(error.at(&self.id).undelivered()), vec![]);
+            let text = "a request with this id is open here already";
+            let error = RequestError::new(Code::AlreadyExists, "DUPLICATE", text).at(&self.id).undelivered();
+            self.record(id, now, Outcome::Denied, "", text);
+            self.refuse(&message.head, link, now, Some(error), vec![]); // and the first goes on
             return false;
         }
         let full = self.open.len() >= OPEN_REQUESTS;
@@ -699,10 +695,24 @@ impl Core {
             if let Some(link) = link {
                 let _ = self.transmit(link, &reply); // whoever waits there has a deadline
             }
-        } else if let Some(link) = link {
+        } else {
+            self.refuse(request, link, now, error, lost);
+        }
+    }
+
+    /// The same, whatever is open under its id.
+    fn refuse(
+        &mut self,
+        request: &Head,
+        link: Option<&str>,
+        now: Time,
+        error: Option<RequestError>,
+        lost: Vec<String>,
+    ) {
+        if let Some(link) = link {
             let mut reply = self.own_reply(request, now);
             (reply.error, reply.lost) = (error, request.many.then_some(lost));
-            let _ = self.transmit(link, &reply);
+            let _ = self.transmit(link, &reply); // whoever waits there has a deadline
         }
     }
 
