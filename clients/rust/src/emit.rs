@@ -103,28 +103,24 @@ pub(crate) async fn room(shared: &Shared, line: LineId) {
 macro_rules! options {
     () => {
         /// For the exchange with this id, and for nobody else.
-        #[must_use]
         pub fn to(mut self, exchange: impl Into<String>) -> Self {
             self.0.to = exchange.into();
             self
         }
 
         /// By way of this linked peer, which may pass it on.
-        #[must_use]
         pub fn via(mut self, peer: impl Into<String>) -> Self {
             self.0.via = Some(peer.into());
             self
         }
 
         /// Metadata that travels along.
-        #[must_use]
         pub fn header(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
             self.0.headers.insert(key.into(), value.into());
             self
         }
 
         /// How long it lives: 30 s if nothing is said.
-        #[must_use]
         pub fn timeout(mut self, timeout: Duration) -> Self {
             self.0.timeout = Some(timeout);
             self

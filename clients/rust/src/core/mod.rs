@@ -108,6 +108,9 @@ pub(super) struct Way<'a> {
 
 const HERE: Way<'static> = Way { link: None, via: None };
 
+/// Its number, what it wants to see, and where that goes.
+type Observer = (u64, String, mpsc::Sender<(Seen, Message)>);
+
 /// What became of an emission: the line by which it left, if by one.
 pub(crate) type Dispatched = Result<Option<LineId>, RequestError>;
 
@@ -199,7 +202,7 @@ pub(crate) struct Core {
     /// What is being emitted, and what has become of it so far.
     emitting: Option<(String, Option<Dispatched>)>,
     events: Vec<mpsc::Sender<Event>>,
-    observers: Vec<(u64, String, mpsc::Sender<(Seen, Message)>)>,
+    observers: Vec<Observer>,
 }
 
 impl Core {

@@ -165,10 +165,12 @@ impl Session {
                 }
             }
         }
-        if counted > 0 && self.peer.as_ref().is_some_and(|peer| peer.credit.is_some()) {
-            if let Some(reason) = self.into.overdrawn(counted) {
-                return self.refuse(Code::ResourceExhausted, &reason);
-            }
+        let keeps_to_credit = self.peer.as_ref().is_some_and(|peer| peer.credit.is_some());
+        if counted > 0
+            && keeps_to_credit
+            && let Some(reason) = self.into.overdrawn(counted)
+        {
+            return self.refuse(Code::ResourceExhausted, &reason);
         }
         if taken.is_empty() { Vec::new() } else { vec![Event::Received(taken)] }
     }
