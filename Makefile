@@ -142,3 +142,26 @@ test-go: .venv/.made
 check-go:
 	$(call with_go,test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go tool staticcheck ./...)
 # ---- end of Go
+
+# --- Rust: clients/rust. Where there is no cargo there is a line here, and a failure under EXCHANGE_REQUIRE_ALL=1.
+.PHONY: rust-test rust-check
+test: rust-test
+check: rust-check
+
+# $(call cargo,WHAT IS SKIPPED WITHOUT IT,COMMANDS)
+define cargo
+	@if command -v cargo >/dev/null; then \
+		set -ex; cd clients/rust; $(2); \
+	else \
+		echo "There is no cargo: $(1) skipped."; test "$(EXCHANGE_REQUIRE_ALL)" != 1; \
+	fi
+endef
+
+rust-test: .venv/.made
+	$(call cargo,the tests of the Rust client are,cargo test --locked --quiet --all-features)
+
+rust-check:
+	$(call cargo,the checks of the Rust client are,\
+		cargo fmt --check; cargo fmt --check --manifest-path ../../scripts/generate-rust/Cargo.toml; \
+		cargo clippy --locked --quiet --all-targets --all-features -- -D warnings; \
+		RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --no-deps -p exchange-grpc -p exchange-proto)
