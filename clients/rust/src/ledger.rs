@@ -4,7 +4,9 @@
 //! of each; the oldest go first. A trace is answered from it: everything with the same root, in the JSON shape of
 //! `exchange.trace`.
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -25,17 +27,36 @@ struct Happened {
     reason: String,
 }
 
+/// A message, known by its id.
 #[derive(Debug)]
-struct Entry {
-    head: Arc<Head>,
-    events: Vec<Happened>,
+struct ById(Arc<Head>);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.id
+    }
 }
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     exchange: String,
-    entries: HashMap<String, Entry>,
-    order: VecDeque<String>,
+    /// What became of each.
+    entries: HashMap<ById, Vec<Happened>>,
+    order: VecDeque<Arc<Head>>,
     /// Root -> ids in order of arrival, where it is more than the root alone.
     families: HashMap<String, Vec<String>>,
     /// Roots of which something was forgotten, and something is left.
@@ -49,11 +70,11 @@ impl Ledger {
 
     /// Remember that this message was here. Traffic of the system is not remembered.
     pub fn note(&mut self, head: &Arc<Head>) {
-        if !is_traced(&head.name) || self.entries.contains_key(&head.id) {
+        if !is_traced(&head.name) || self.entries.contains_key(head.id.as_str()) {
             return;
         }
-        self.entries.insert(head.id.clone(), Entry { head: head.clone(), events: Vec::new() });
-        self.order.push_back(head.id.clone());
+        self.entries.insert(ById(head.clone()), Vec::new());
+        self.order.push_back(head.clone());
         let root = head.root();
         if root != head.id {
             let known = self.entries.contains_key(root);
@@ -69,21 +90,26 @@ impl Ledger {
 
     /// Remember what became of a message: `by` is its handler or the peer it was passed on to.
     pub fn record(&mut self, id: &str, at_us: i64, outcome: Outcome, by: &str, seconds: f64, reason: &str) {
-        let Some(entry) = self.entries.get_mut(id) else { return };
-        if entry.events.len() >= LEDGER_EVENTS {
-            self.cut.insert(entry.head.root().to_owned());
+        let Some(events) = self.entries.get_mut(id) else { return };
+        if events.len() >= LEDGER_EVENTS {
+            let root = self.head(id).map(|head| head.root().to_owned());
+            self.cut.extend(root);
             return;
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a handler's run
         let duration_us = (seconds * 1e6) as u64;
         let reason = reason.chars().take(REASON).collect();
-        entry.events.push(Happened { at_us, outcome, by: by.into(), duration_us, reason });
+        events.push(Happened { at_us, outcome, by: by.into(), duration_us, reason });
+    }
+
+    fn head(&self, id: &str) -> Option<&Arc<Head>> {
+        self.entries.get_key_value(id).map(|(known, _)| &known.0)
     }
 
     /// Everything known here with the same root as the message `id`; None if nothing is. If it is too much for one
     /// answer, what led to `id` comes first.
     pub fn trace(&self, id: &str, root: &str) -> Option<Value> {
-        let known = self.entries.get(id).map(|entry| entry.head.root());
+        let known = self.head(id).map(|head| head.root());
         let root = known.unwrap_or(if root.is_empty() { id } else { root });
         let alone = [root.to_owned()];
         let family = match self.families.get(root) {
@@ -94,8 +120,8 @@ impl Ledger {
         let mut said: HashMap<&str, Value> = HashMap::new();
         let mut size = 0;
         for member in self.lineage(id).into_iter().chain(family.iter().map(String::as_str)) {
-            let Some(entry) = self.entries.get(member).filter(|_| !said.contains_key(member)) else { continue };
-            let span = self.span(entry);
+            let Some(head) = self.head(member).filter(|_| !said.contains_key(member)) else { continue };
+            let span = self.span(head);
             size += span.to_string().len() + 1;
             if size > TRACE_ANSWER_BYTES {
                 break;
@@ -110,19 +136,20 @@ impl Ledger {
     /// The message and its newest causes, as far back as they are known.
     fn lineage<'a>(&'a self, id: &'a str) -> Vec<&'a str> {
         let mut line = Vec::new();
-        let mut next = self.entries.get(id);
-        while let Some(entry) = next.filter(|entry| !line.contains(&entry.head.id.as_str())) {
-            line.push(entry.head.id.as_str());
-            next = entry.head.causes.iter().rev().find_map(|cause| self.entries.get(cause));
+        let mut next = self.head(id);
+        while let Some(head) = next.filter(|head| !line.contains(&head.id.as_str())) {
+            line.push(head.id.as_str());
+            next = head.causes.iter().rev().find_map(|cause| self.head(cause));
         }
         line
     }
 
     fn forget_oldest(&mut self) {
-        let Some(entry) = self.order.pop_front().and_then(|id| self.entries.remove(&id)) else { return };
-        let root = entry.head.root();
+        let Some(head) = self.order.pop_front() else { return };
+        self.entries.remove(head.id.as_str());
+        let root = head.root();
         if let Some(family) = self.families.get_mut(root) {
-            family.retain(|id| *id != entry.head.id);
+            family.retain(|id| *id != head.id);
             if !family.is_empty() {
                 self.cut.insert(root.to_owned());
                 return;
@@ -132,12 +159,10 @@ impl Ledger {
         self.cut.remove(root);
     }
 
-    fn span(&self, entry: &Entry) -> Value {
-        let head = &entry.head;
+    fn span(&self, head: &Head) -> Value {
         let hops: Vec<Value> =
             head.hops.iter().map(|hop| json!({"exchange": hop.exchange, "at_us": hop.at_us})).collect();
-        let events: Vec<Value> = entry
-            .events
+        let events: Vec<Value> = self.entries[head.id.as_str()]
             .iter()
             .map(|event| {
                 json!({

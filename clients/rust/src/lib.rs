@@ -57,6 +57,12 @@ pub use payload::{IntoPayload, Payload};
 pub use peer::Peer;
 pub use state::{RemoteState, StateValue, Watch};
 
+/// What [`ConnectOptions::tls`] and [`ListenOptions::tls`] take.
+#[cfg(feature = "tls")]
+pub mod tls {
+    pub use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+}
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

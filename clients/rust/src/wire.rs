@@ -34,8 +34,18 @@ const LONGEST_US: f64 = 4.0e18;
 // ------------------------------------------------------------------------------------------------ reading
 
 /// The message in `packed`. `id`, `from` and hops may still be empty: whoever knows the peer fills them in.
-/// The flag says that its payload came as `value`.
-pub(crate) fn read(packed: proto::Message, now: Time) -> Result<(Message, bool)> {
+/// The flag says that its payload came as `value`. One that breaks a rule is told by its id.
+pub(crate) fn read(mut packed: proto::Message, now: Time) -> Result<(Message, bool), (String, Error)> {
+    let read = check(&packed).and_then(|kind| Ok((kind, read_payload(packed.payload.take())?)));
+    let (kind, (payload, used_value)) = match read {
+        Ok(read) => read,
+        Err(error) => return Err((packed.id, error)),
+    };
+    Ok((unpack(packed, kind, payload, now), used_value))
+}
+
+/// Whether all is well-formed.
+fn check(packed: &proto::Message) -> Result<Kind> {
     let kind = match packed.kind {
         0 => Kind::Send,
         number => *usize::try_from(number - 1)
@@ -65,9 +75,17 @@ pub(crate) fn read(packed: proto::Message, now: Time) -> Result<(Message, bool)>
         let kind = kind.name().to_lowercase();
         return Err(Error::Invalid(format!("a {kind} must say what it belongs to (`reply_to`)")));
     }
-    let (payload, used_value) = read_payload(packed.payload)?;
+    if let Some(trace) = &packed.trace {
+        check_trace(trace)?;
+    }
+    if let Some(end) = &packed.end {
+        end.lost.iter().take(LOST_NAMES).try_for_each(|id| check_id(id))?;
+    }
+    Ok(kind)
+}
+
+fn unpack(packed: proto::Message, kind: Kind, payload: Payload, now: Time) -> Message {
     let trace = packed.trace.unwrap_or_default();
-    check_trace(&trace)?;
     let seconds = if packed.ttl_us == 0 { MESSAGE_SECONDS } else { microseconds_to_seconds(packed.ttl_us) };
     let head = Head {
         id: packed.id,
@@ -91,8 +109,11 @@ pub(crate) fn read(packed: proto::Message, now: Time) -> Result<(Message, bool)>
     message.last = packed.last;
     message.error = packed.error.as_ref().map(read_status);
     message.outcome = usize::try_from(packed.outcome - 1).ok().and_then(|at| Outcome::ALL.get(at)).copied();
-    message.lost = packed.end.map(|end| read_lost(end.lost)).transpose()?;
-    Ok((message, used_value))
+    message.lost = packed.end.map(|mut end| {
+        end.lost.truncate(LOST_NAMES);
+        end.lost
+    });
+    message
 }
 
 #[allow(clippy::cast_precision_loss)] // 2^53 microseconds are 285 years
@@ -112,12 +133,6 @@ fn read_payload(payload: Option<proto::message::Payload>) -> Result<(Payload, bo
         Some(P::Data(data)) => (Payload::data(data.content_type, data.content), false),
         Some(P::Value(value)) => (Payload::from_value(value)?, true),
     })
-}
-
-fn read_lost(mut lost: Vec<String>) -> Result<Vec<String>> {
-    lost.truncate(LOST_NAMES);
-    lost.iter().try_for_each(|id| check_id(id))?;
-    Ok(lost)
 }
 
 fn check_trace(trace: &proto::Trace) -> Result<()> {
@@ -193,7 +208,7 @@ impl Writer {
 /// The bytes of a message of ours, without the time it has left.
 pub(crate) fn pack(message: &Message, as_value: bool) -> Result<Bytes> {
     let head = &*message.head;
-    let mut out = Writer(BytesMut::with_capacity(160 + message.payload.bytes().len()));
+    let mut out = Writer(BytesMut::with_capacity(192 + message.payload.bytes().len()));
     out.text(1, &head.id);
     out.text(2, &head.name);
     out.text(3, &head.from);
@@ -202,8 +217,9 @@ pub(crate) fn pack(message: &Message, as_value: bool) -> Result<Bytes> {
     if message.payload.is_json() && !as_value {
         out.bytes(6, message.payload.bytes());
     }
-    let trace = pack_trace(head);
-    out.bytes(9, &trace);
+    out.key(9, 2);
+    encode_varint(trace_size(head) as u64, &mut out.0);
+    pack_trace(head, &mut out);
     out.number(10, head.timestamp_us);
     out.text(13, &head.reply_to);
     out.number(14, i64::from(message.last));
@@ -214,13 +230,31 @@ pub(crate) fn pack(message: &Message, as_value: bool) -> Result<Bytes> {
     Ok(out.0.freeze())
 }
 
-fn pack_trace(head: &Head) -> BytesMut {
-    let mut out = Writer(BytesMut::with_capacity(64));
+/// Bytes of a field that `Writer::text` writes.
+fn text_size(text: &str) -> usize {
+    if text.is_empty() { 0 } else { 1 + encoded_len_varint(text.len() as u64) + text.len() }
+}
+
+fn number_size(number: i64) -> usize {
+    if number == 0 { 0 } else { 1 + encoded_len_varint(number.cast_unsigned()) }
+}
+
+fn hop_size(hop: &Hop) -> usize {
+    text_size(&hop.exchange) + number_size(hop.at_us)
+}
+
+fn trace_size(head: &Head) -> usize {
+    let hops = head.hops.iter().map(|hop| 1 + encoded_len_varint(hop_size(hop) as u64) + hop_size(hop));
+    let texts = head.causes.iter().chain(&head.path).chain([&head.root, &head.traceparent]).map(|text| text_size(text));
+    hops.chain(texts).sum::<usize>() + number_size(i64::from(head.cut))
+}
+
+fn pack_trace(head: &Head, out: &mut Writer) {
     for hop in &head.hops {
-        let mut stop = Writer(BytesMut::with_capacity(hop.exchange.len() + 16));
-        stop.text(1, &hop.exchange);
-        stop.number(2, hop.at_us);
-        out.bytes(1, &stop.0);
+        out.key(1, 2);
+        encode_varint(hop_size(hop) as u64, &mut out.0);
+        out.text(1, &hop.exchange);
+        out.number(2, hop.at_us);
     }
     for cause in &head.causes {
         out.text(2, cause);
@@ -231,7 +265,6 @@ fn pack_trace(head: &Head) -> BytesMut {
     }
     out.number(5, i64::from(head.cut));
     out.text(6, &head.traceparent);
-    out.0
 }
 
 /// What few messages have.

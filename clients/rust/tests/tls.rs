@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use exchange_grpc::tls::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 use exchange_grpc::{ConnectOptions, Exchange, ListenOptions};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 /// A certificate of its own for 127.0.0.1, and its key. None where there is no openssl.
 fn certificate() -> Option<(String, String)> {

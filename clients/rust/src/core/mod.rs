@@ -200,7 +200,7 @@ pub(crate) struct Core {
     settled: Time,
     dispatching: HashMap<String, oneshot::Sender<Dispatched>>,
     /// What is being emitted, and what has become of it so far.
-    emitting: Option<(String, Option<Dispatched>)>,
+    emitting: Option<(Arc<Head>, Option<Dispatched>)>,
     events: Vec<mpsc::Sender<Event>>,
     observers: Vec<Observer>,
 }

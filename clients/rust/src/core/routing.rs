@@ -78,19 +78,20 @@ impl Core {
     /// Whether a received message may go on; refuses it otherwise. Writes the hop to here.
     fn admit(&mut self, message: &mut Message, link: &str, now: Time) -> bool {
         let way = Way { link: Some(link), via: None };
-        let (me, at_us) = (self.id.clone(), self.wall(now));
+        let at_us = self.wall(now);
         let head = message.head_mut();
-        let (visited, hops) = (head.visited(&me), head.hops.len());
-        head.hops.push(Hop { exchange: me.clone(), at_us });
+        let (visited, hops) = (head.visited(&self.id), head.hops.len());
+        head.hops.push(Hop { exchange: self.id.clone(), at_us });
         self.ledger.note(&message.head);
+        let me = &self.id;
         if visited {
             let trail: Vec<&str> = message.hops().iter().map(|hop| hop.exchange.as_str()).collect();
             let text = format!("it came back to {me}: {}", trail.join(" -> "));
-            let error = RequestError::new(Code::Unimplemented, "LOOP", text).at(&me).undelivered();
+            let error = RequestError::new(Code::Unimplemented, "LOOP", text).at(me).undelivered();
             self.fail(message, way, now, Outcome::Loop, error);
         } else if hops >= HOPS && !matches!(message.kind(), Kind::Reply | Kind::Outcome) {
             let text = format!("it has made {HOPS} hops");
-            let error = RequestError::new(Code::OutOfRange, "TOO_MANY_HOPS", text).at(&me).undelivered();
+            let error = RequestError::new(Code::OutOfRange, "TOO_MANY_HOPS", text).at(me).undelivered();
             self.fail(message, way, now, Outcome::Denied, error);
         } else if message.head.deadline <= now {
             let error = self.too_late();
@@ -223,7 +224,7 @@ impl Core {
         sink: Option<Sink>,
         now: Time,
     ) -> Result<Dispatched, oneshot::Receiver<Dispatched>> {
-        self.emitting = Some((message.id().to_owned(), None));
+        self.emitting = Some((message.head.clone(), None));
         self.route(message, Way { link: None, via }, sink, now);
         match self.emitting.take() {
             Some((_, Some(dispatched))) => Ok(dispatched),
@@ -256,8 +257,8 @@ impl Core {
 
     /// What became of a send, a publication or a broadcast of ours.
     fn dispatched(&mut self, message: &Message, dispatched: Dispatched) {
-        if let Some((id, slot)) = &mut self.emitting
-            && id == message.id()
+        if let Some((head, slot)) = &mut self.emitting
+            && Arc::ptr_eq(head, &message.head)
         {
             *slot = Some(dispatched);
         } else if let Some(sender) = self.dispatching.remove(message.id()) {

@@ -25,18 +25,24 @@ pub(crate) struct Invocation {
     pub by: String,
     /// The first answer wins. A listener has no right to one.
     pub answered: AtomicBool,
-    context: Mutex<Context>,
+    /// None: nobody has asked for it yet.
+    context: Mutex<Option<Context>>,
 }
 
 impl Invocation {
+    fn with_context<R>(&self, work: impl FnOnce(&mut Context) -> R) -> R {
+        let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        work(context.get_or_insert_with(|| Context::of(&self.message.head)))
+    }
+
     /// What stands behind whatever is emitted now.
     pub fn context(&self) -> Context {
-        self.context.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.with_context(|context| context.clone())
     }
 
     /// A reply was awaited: a further cause of what follows.
     pub fn after(&self, reply: &Message) {
-        self.context.lock().unwrap_or_else(PoisonError::into_inner).then(&reply.head);
+        self.with_context(|context| context.then(&reply.head));
     }
 }
 
@@ -279,7 +285,7 @@ impl Core {
     ) -> Run {
         let by = self.table.functions.get(&function).map_or("listeners", |function| &function.label).to_owned();
         let invocation = Arc::new(Invocation {
-            context: Mutex::new(Context::of(&message.head)),
+            context: Mutex::new(None),
             message: message.clone(),
             link: link.map(str::to_owned),
             by,

@@ -9,7 +9,7 @@ use super::introduction::Introduction;
 use super::{Ended, Event, Phase, Session, Taken, farewell};
 use crate::error::{Code, Error, Result};
 use crate::limits::{FRAME_BYTES, ID_LENGTH, MESSAGE_BYTES, NAMES_PER_PEER};
-use crate::message::{Hop, Kind, Message, Time};
+use crate::message::{Head, Hop, Kind, Message, Time};
 use crate::names::{check_name, check_pattern, shown};
 use crate::wire::{self, Frame};
 
@@ -149,7 +149,6 @@ impl Session {
         let mut taken = Vec::with_capacity(batch.messages.len() - known);
         let mut counted = 0; // the last one that needs credit
         for (seq, packed) in (first..).zip(batch.messages.into_iter().skip(known)) {
-            let id = if packed.id.len() <= SHOWN_ID { packed.id.clone() } else { String::new() };
             let read = read(packed, size, now).and_then(|(message, used_value)| {
                 self.as_value |= used_value;
                 if message.kind() != Kind::Cancel {
@@ -159,9 +158,10 @@ impl Session {
             });
             match read {
                 Ok(message) => taken.push(Taken { message, seq: self.into.before + seq }),
-                Err(error) => {
+                Err((id, error)) => {
+                    let id = if id.len() <= SHOWN_ID { id.as_str() } else { "" };
                     self.into.settle(self.into.before + seq);
-                    self.reject(seq, &id, &error.into_refusal(""));
+                    self.reject(seq, id, &error.into_refusal(""));
                 }
             }
         }
@@ -187,35 +187,22 @@ impl Session {
     }
 
     /// Confirm who sent it, and fill in what a simple peer leaves out.
-    fn admit(&self, mut message: Message, seq: u64) -> Result<Message> {
+    fn admit(&self, mut message: Message, seq: u64) -> Result<Message, (String, Error)> {
         let Some(peer) = &self.peer else { return Ok(message) };
-        let timestamp = message.head.timestamp_us;
         let head = message.head_mut();
         if head.hops.is_empty() {
-            head.hops.push(Hop { exchange: peer.exchange.clone(), at_us: timestamp });
+            head.hops.push(Hop { exchange: peer.exchange.clone(), at_us: head.timestamp_us });
         }
         if head.from.is_empty() {
             head.from.clone_from(&head.hops[0].exchange);
         }
-        if head.id.is_empty() {
-            if head.from != peer.exchange {
-                return Err(Error::Invalid("it is passed on, and has no id".into()));
-            }
+        if head.id.is_empty() && head.from == peer.exchange {
             head.id = format!("{}.{}.{seq}", head.from, peer.epoch);
         }
-        let last = &head.hops[head.hops.len() - 1].exchange;
-        if *last != peer.exchange {
-            return Err(Error::Invalid(format!("its last hop is {last}, but it came from {}", peer.exchange)));
+        match check_origin_of(head, peer) {
+            Ok(()) => Ok(message),
+            Err(text) => Err((std::mem::take(&mut head.id), Error::Invalid(text))),
         }
-        let made_it = head.id.strip_prefix(head.from.as_str()).is_some_and(|rest| rest.starts_with('.'));
-        if head.hops[0].exchange != head.from || !made_it {
-            return Err(Error::Invalid("its id, its `from` and its first hop do not agree".into()));
-        }
-        if head.hops.len() > 1 && !peer.relay {
-            let (peer, from) = (&peer.exchange, &head.from);
-            return Err(Error::Invalid(format!("{peer} does not relay, so it cannot pass on a message of {from}")));
-        }
-        Ok(message)
     }
 
     fn interest(&mut self, interest: proto::Interest) -> Vec<Event> {
@@ -288,9 +275,28 @@ impl Session {
     }
 }
 
-fn read(packed: proto::Message, frame: usize, now: Time) -> Result<(Message, bool)> {
+/// Why this message cannot have come from this peer.
+fn check_origin_of(head: &Head, peer: &Introduction) -> Result<(), String> {
+    if head.id.is_empty() {
+        return Err("it is passed on, and has no id".into());
+    }
+    let last = &head.hops[head.hops.len() - 1].exchange;
+    if *last != peer.exchange {
+        return Err(format!("its last hop is {last}, but it came from {}", peer.exchange));
+    }
+    let made_it = head.id.strip_prefix(head.from.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    if head.hops[0].exchange != head.from || !made_it {
+        return Err("its id, its `from` and its first hop do not agree".into());
+    }
+    if head.hops.len() > 1 && !peer.relay {
+        return Err(format!("{} does not relay, so it cannot pass on a message of {}", peer.exchange, head.from));
+    }
+    Ok(())
+}
+
+fn read(packed: proto::Message, frame: usize, now: Time) -> Result<(Message, bool), (String, Error)> {
     if frame > MESSAGE_BYTES && packed.encoded_len() > MESSAGE_BYTES {
-        return Err(wire::too_large());
+        return Err((packed.id, wire::too_large()));
     }
     wire::read(packed, now)
 }
