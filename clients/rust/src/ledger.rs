@@ -58,7 +58,7 @@ pub(crate) struct Ledger {
     entries: HashMap<ById, Vec<Happened>>,
     order: VecDeque<Arc<Head>>,
     /// Root -> ids in order of arrival, where it is more than the root alone.
-    families: HashMap<String, Vec<String>>,
+    families: HashMap<String, VecDeque<String>>,
     /// Roots of which something was forgotten, and something is left.
     cut: HashSet<String>,
 }
@@ -79,9 +79,9 @@ impl Ledger {
         if root != head.id {
             let known = self.entries.contains_key(root);
             let family = self.families.entry(root.to_owned());
-            family.or_insert_with(|| if known { vec![root.to_owned()] } else { vec![] }).push(head.id.clone());
+            family.or_insert_with(|| known.then(|| root.to_owned()).into_iter().collect()).push_back(head.id.clone());
         } else if let Some(family) = self.families.get_mut(root) {
-            family.push(head.id.clone());
+            family.push_back(head.id.clone());
         }
         if self.order.len() > LEDGER_MESSAGES {
             self.forget_oldest();
@@ -111,15 +111,14 @@ impl Ledger {
     pub fn trace(&self, id: &str, root: &str) -> Option<Value> {
         let known = self.head(id).map(|head| head.root());
         let root = known.unwrap_or(if root.is_empty() { id } else { root });
-        let alone = [root.to_owned()];
-        let family = match self.families.get(root) {
-            Some(family) => family.as_slice(),
-            None if self.entries.contains_key(root) => alone.as_slice(),
+        let family: Vec<&str> = match self.families.get(root) {
+            Some(family) => family.iter().map(String::as_str).collect(),
+            None if self.entries.contains_key(root) => vec![root],
             None => return None,
         };
         let mut said: HashMap<&str, Value> = HashMap::new();
         let mut size = 0;
-        for member in self.lineage(id).into_iter().chain(family.iter().map(String::as_str)) {
+        for member in self.lineage(id).into_iter().chain(family.iter().copied()) {
             let Some(head) = self.head(member).filter(|_| !said.contains_key(member)) else { continue };
             let span = self.span(head);
             size += span.to_string().len() + 1;
@@ -128,7 +127,7 @@ impl Ledger {
             }
             said.insert(member, span);
         }
-        let spans: Vec<Value> = family.iter().filter_map(|member| said.remove(member.as_str())).collect();
+        let spans: Vec<Value> = family.iter().filter_map(|member| said.remove(member)).collect();
         let cut = self.cut.contains(root) || spans.len() < family.len();
         Some(json!({"root": root, "spans": spans, "cut": cut}))
     }
@@ -149,7 +148,11 @@ impl Ledger {
         self.entries.remove(head.id.as_str());
         let root = head.root();
         if let Some(family) = self.families.get_mut(root) {
-            family.retain(|id| *id != head.id);
+            if family.front().is_some_and(|id| *id == head.id) {
+                family.pop_front();
+            } else {
+                family.retain(|id| *id != head.id); // its root came after what it caused
+            }
             if !family.is_empty() {
                 self.cut.insert(root.to_owned());
                 return;

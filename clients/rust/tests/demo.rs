@@ -1,8 +1,14 @@
 //! The samples, against `exchange serve --demo` of the Python package, where that is installed.
 
+mod common;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::Proxy;
+use exchange_grpc::{Event, Exchange};
 
 /// A demo exchange, as long as it lives.
 struct Demo {
@@ -58,4 +64,40 @@ fn samples_do_what_they_say() {
     let [request, reply] = trace.lines().collect::<Vec<_>>().try_into().unwrap();
     assert!(request.starts_with("compute.sum: tracer-") && request.ends_with(" -> demo"), "{trace}");
     assert!(reply.starts_with("compute.sum: demo -> tracer-"), "{trace}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_survive_a_link_that_is_cut() {
+    let Some(demo) = Demo::start() else { return };
+    let proxy = Proxy::to(&demo.url).await;
+    let me = Exchange::new("me").unwrap();
+    let mut events = me.events();
+    me.connect(&proxy.url).await.unwrap();
+    let asking: Vec<_> = (0..8)
+        .map(|asker: usize| {
+            let me = me.clone();
+            tokio::spawn(async move {
+                for number in 0..200 {
+                    let value = asker * 1000 + number;
+                    assert_eq!(*me.request("echo", value).await.unwrap().value(), value);
+                }
+            })
+        })
+        .collect();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(110)).await;
+        proxy.cut();
+    }
+    for asker in asking {
+        asker.await.unwrap();
+    }
+    me.close().await;
+    let mut resumed = 0;
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(100), events.next()).await {
+        if let Event::Resumed { recovered, .. } = event {
+            assert!(recovered);
+            resumed += 1;
+        }
+    }
+    assert!(resumed > 0);
 }

@@ -183,12 +183,13 @@ impl Core {
         let mut expired = Vec::new();
         let data = line.session.data_to_send(now, &mut expired);
         let (room, over) = (!line.session.out.full(), line.session.phase == Phase::Closed);
-        let due = line.session.next_deadline();
+        let mut due = line.session.next_deadline();
         if room {
             line.changed.notify_waiters();
         }
         let ready = if data.is_some() {
             conn.offered = Some(now); // until it asks for more
+            due = due.min(now + self.limits.silence.as_secs_f64() + 0.01);
             Poll::Ready(data)
         } else if over {
             conn.finished = true;

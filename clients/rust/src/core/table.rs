@@ -85,7 +85,8 @@ pub(crate) struct Table {
     subscribers: Vec<(String, u64)>,
     /// Requests that run or wait here: their run.
     requests: HashMap<String, Run>,
-    aborts: HashMap<u64, AbortHandle>,
+    /// What runs, and how to stop it; None as long as it has only begun.
+    active: HashMap<u64, Option<AbortHandle>>,
 }
 
 impl Table {
@@ -313,6 +314,7 @@ impl Core {
             return Ok(None);
         };
         function.running += 1;
+        self.table.active.insert(run.number, None);
         if let Some((line, _, size)) = run.taken {
             self.release(line, size);
             self.settle(run.taken);
@@ -323,18 +325,19 @@ impl Core {
     /// It goes on beside others. False if it was withdrawn meanwhile.
     pub fn running(&mut self, run: &Run, abort: AbortHandle) -> bool {
         let request = run.answers && run.invocation.message.kind() == Kind::Request;
-        if request
-            && self.table.requests.get(run.invocation.message.id()).is_none_or(|known| known.number != run.number)
-        {
+        let known = self.table.requests.get(run.invocation.message.id());
+        if request && known.is_none_or(|known| known.number != run.number) {
             return false;
         }
-        self.table.aborts.insert(run.number, abort);
+        if let Some(active) = self.table.active.get_mut(&run.number) {
+            *active = Some(abort); // else it has ended already
+        }
         true
     }
 
     /// It has ended, however it did.
     pub fn ran(&mut self, run: &Run) {
-        self.table.aborts.remove(&run.number);
+        self.table.active.remove(&run.number);
         let id = run.invocation.message.id();
         if run.answers && self.table.requests.get(id).is_some_and(|known| known.number == run.number) {
             self.table.requests.remove(id);
@@ -352,8 +355,8 @@ impl Core {
     pub(super) fn withdraw(&mut self, request: &str) {
         let Some(run) = self.table.requests.remove(request) else { return };
         run.invocation.answered.store(true, Ordering::Relaxed);
-        if let Some(abort) = self.table.aborts.get(&run.number) {
-            abort.abort();
+        if let Some(active) = self.table.active.get(&run.number) {
+            active.iter().for_each(AbortHandle::abort); // one that has only begun is not gone on with
             return;
         }
         let Some(function) = self.table.functions.get_mut(&run.function) else { return };
@@ -367,7 +370,7 @@ impl Core {
 
     /// Stop all that runs.
     pub fn abort_all(&mut self) {
-        self.table.aborts.values().for_each(AbortHandle::abort);
+        self.table.active.values().flatten().for_each(AbortHandle::abort);
         for function in self.table.functions.values_mut() {
             function.queue.clear();
             function.notice.notify_one();
