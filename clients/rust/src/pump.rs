@@ -91,7 +91,7 @@ async fn read_all(shared: &Arc<Shared>, conn: ConnId, stream: &mut Streaming<Byt
                 }
                 Ok(None) => {
                     ended = true;
-                    if !shared.with(|core, now| core.read_all(conn, now)) {
+                    if !shared.with(|core, _| core.read_all(conn)) {
                         return "the peer ended the connection".into();
                     }
                 }

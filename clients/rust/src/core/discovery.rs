@@ -280,7 +280,7 @@ impl Core {
     }
 
     /// The link was broken: what it was told, and did not tell us, is not known. It is asked again.
-    pub(super) fn link_is_back(&mut self, link: &str, _now: Time) {
+    pub(super) fn link_is_back(&mut self, link: &str) {
         self.discovery.forget_all(link);
         let open = self.discovery.questions.iter().filter(|(_, question)| question.asked.contains(link));
         let again: Vec<(String, Target)> = open.map(|(id, question)| (id.clone(), question.target.clone())).collect();

@@ -424,7 +424,7 @@ impl Core {
     }
 
     /// The other side ended its half of the stream. Whether it may still be written to.
-    pub fn read_all(&mut self, conn_id: ConnId, _now: Time) -> bool {
+    pub fn read_all(&mut self, conn_id: ConnId) -> bool {
         let Some(id) = self.conns.get(&conn_id).map(|conn| conn.line) else { return false };
         let Some(line) = self.lines.get_mut(&id).filter(|line| line.connection == Some(conn_id)) else { return false };
         if line.session.into.acknowledges || line.session.dialled {

@@ -4,7 +4,9 @@
 //! woken is in `wakers`. An exchange of this crate is a leaf: it takes what is for itself, and passes nothing on.
 
 mod discovery;
+mod ends;
 mod links;
+mod neighbours;
 mod routing;
 mod scatter;
 mod table;

@@ -11,18 +11,15 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use exchange_proto::exchange::v1 as proto;
 use tokio::sync::oneshot;
 
 use super::discovery::Target;
 use super::scatter::{Scatter, is_nobody};
-use super::{Core, Dispatched, Due, HERE, LineId, Link, Run, Seen, Sink, Way};
-use crate::error::{Code, Error, HandlerError, RequestError, Result, Unsayable};
-use crate::limits::{HOPS, MESSAGE_SECONDS, OPEN_REQUESTS, QUESTION_SECONDS, SETTLE_SECONDS};
+use super::{Core, Dispatched, Due, HERE, LineId, Link, Seen, Sink, Way};
+use crate::error::{Code, Error, RequestError, Result};
+use crate::limits::{HOPS, MESSAGE_SECONDS, OPEN_REQUESTS};
 use crate::message::{Context, Head, Hop, Kind, Message, Outcome, Time};
-use crate::payload::Payload;
 use crate::session::Taken;
-use crate::session::introduction::Introduction;
 
 /// Sets of candidates whose turn is remembered.
 const TURNS: usize = 4_096;
@@ -30,29 +27,29 @@ const TURNS: usize = 4_096;
 /// A request that awaits its reply.
 #[derive(Debug)]
 pub(super) struct Open {
-    head: Arc<Head>,
+    pub head: Arc<Head>,
     /// Where the reply goes; None: it was emitted here.
-    link: Option<String>,
+    pub link: Option<String>,
     /// Who has it: a link, this exchange, or nobody yet.
-    out: Option<String>,
+    pub out: Option<String>,
     /// Kept while it may have to be routed again.
-    message: Option<Message>,
+    pub message: Option<Message>,
     /// It was.
-    again: bool,
+    pub again: bool,
     /// It went to several: then they have it, in place of `out`.
-    scatter: Option<Scatter>,
-    sink: Option<Sink>,
+    pub scatter: Option<Scatter>,
+    pub sink: Option<Sink>,
 }
 
 impl Open {
-    fn holders(&self) -> Vec<String> {
+    pub fn holders(&self) -> Vec<String> {
         match &self.scatter {
             Some(scatter) => scatter.branches.keys().cloned().collect(),
             None => self.out.iter().cloned().collect(),
         }
     }
 
-    fn has(&self, holder: &str) -> bool {
+    pub fn has(&self, holder: &str) -> bool {
         match &self.scatter {
             Some(scatter) => scatter.branches.contains_key(holder),
             None => self.out.as_deref() == Some(holder),
@@ -76,7 +73,7 @@ impl Core {
     }
 
     /// Whether a received message may go on; refuses it otherwise. Writes the hop to here.
-    fn admit(&mut self, message: &mut Message, link: &str, now: Time) -> bool {
+    pub(super) fn admit(&mut self, message: &mut Message, link: &str, now: Time) -> bool {
         let way = Way { link: Some(link), via: None };
         let at_us = self.wall(now);
         let head = message.head_mut();
@@ -107,7 +104,7 @@ impl Core {
         false
     }
 
-    fn take_up(&mut self, message: &Message, link: &str, taken: Option<(LineId, u64, usize)>, now: Time) {
+    pub(super) fn take_up(&mut self, message: &Message, link: &str, taken: Option<(LineId, u64, usize)>, now: Time) {
         let way = Way { link: Some(link), via: None };
         match message.kind() {
             Kind::Send => self.take(message, way, taken, now),
@@ -150,7 +147,7 @@ impl Core {
     }
 
     /// It is handled here, or by nobody.
-    fn take(&mut self, message: &Message, way: Way<'_>, taken: Option<(LineId, u64, usize)>, now: Time) {
+    pub(super) fn take(&mut self, message: &Message, way: Way<'_>, taken: Option<(LineId, u64, usize)>, now: Time) {
         let for_me = message.to().is_empty() || message.to() == self.id;
         if !for_me || !self.table.offers(message.name()) {
             let relays = if message.to() == self.id { "" } else { " and does not relay" };
@@ -181,7 +178,7 @@ impl Core {
     }
 
     /// Open a request; refuses it if it is open already or too many are.
-    fn remember(&mut self, message: &Message, link: Option<&str>, sink: Option<Sink>, now: Time) -> bool {
+    pub(super) fn remember(&mut self, message: &Message, link: Option<&str>, sink: Option<Sink>, now: Time) -> bool {
         let id = message.id();
         if self.open.contains_key(id) {
             let text = "a request with this id is open here already";
@@ -237,7 +234,7 @@ impl Core {
         }
     }
 
-    fn route(&mut self, message: &Message, way: Way<'_>, sink: Option<Sink>, now: Time) {
+    pub(super) fn route(&mut self, message: &Message, way: Way<'_>, sink: Option<Sink>, now: Time) {
         self.ledger.note(&message.head);
         self.show(Seen::Emitted, message);
         match message.kind() {
@@ -256,7 +253,7 @@ impl Core {
     }
 
     /// What became of a send, a publication or a broadcast of ours.
-    fn dispatched(&mut self, message: &Message, dispatched: Dispatched) {
+    pub(super) fn dispatched(&mut self, message: &Message, dispatched: Dispatched) {
         if let Some((head, slot)) = &mut self.emitting
             && Arc::ptr_eq(head, &message.head)
         {
@@ -305,13 +302,13 @@ impl Core {
         found
     }
 
-    fn present(&self, links: Vec<String>) -> Vec<String> {
+    pub(super) fn present(&self, links: Vec<String>) -> Vec<String> {
         let there = |link: &&String| self.links.get(*link).is_some_and(|link| !link.away);
         if links.iter().any(|link| there(&link)) { links.iter().filter(there).cloned().collect() } else { links }
     }
 
     /// One turn per set of candidates.
-    fn in_turn(&mut self, mut candidates: Vec<String>) -> Option<String> {
+    pub(super) fn in_turn(&mut self, mut candidates: Vec<String>) -> Option<String> {
         if candidates.len() <= 1 {
             return candidates.pop();
         }
@@ -325,7 +322,7 @@ impl Core {
     }
 
     /// A peer takes it.
-    fn forward(&mut self, message: &Message, to: &str, learned: bool, now: Time) {
+    pub(super) fn forward(&mut self, message: &Message, to: &str, learned: bool, now: Time) {
         if !self.links.contains_key(to) {
             let error = RequestError::unavailable(format!("the link to {to} was lost")).at(&self.id).undelivered();
             return self.fail(message, HERE, now, Outcome::Dropped, error);
@@ -352,7 +349,7 @@ impl Core {
     }
 
     /// A request to many: to all who handle it here and next to here, and to all relays.
-    fn scatter(&mut self, message: &Message, way: Way<'_>, sink: Option<Sink>, now: Time) {
+    pub(super) fn scatter(&mut self, message: &Message, way: Way<'_>, sink: Option<Sink>, now: Time) {
         self.seen.first(message.id(), now);
         if !self.remember(message, None, sink, now) {
             return;
@@ -392,7 +389,7 @@ impl Core {
     }
 
     /// If nobody has it any more, say so to whoever asked.
-    fn ended_one_of_many(&mut self, id: &str, now: Time) {
+    pub(super) fn ended_one_of_many(&mut self, id: &str, now: Time) {
         let Some(entry) = self.open.get_mut(id) else { return };
         let Some(scatter) = entry.scatter.as_mut().filter(|scatter| scatter.branches.is_empty()) else { return };
         let (taken, lost) = (scatter.taken, std::mem::take(&mut scatter.lost));
@@ -408,7 +405,7 @@ impl Core {
     }
 
     /// A publication goes to relays and to those who want it, a broadcast to every peer.
-    fn spread(&mut self, message: &Message, now: Time) {
+    pub(super) fn spread(&mut self, message: &Message, now: Time) {
         use crate::names::fits;
         let published = message.kind() == Kind::Publish;
         let name = message.name();
@@ -430,7 +427,7 @@ impl Core {
     }
 
     /// One of several copies: what one peer cannot take costs the others nothing.
-    fn pass_on(&mut self, to: &str, message: &Message, now: Time) -> bool {
+    pub(super) fn pass_on(&mut self, to: &str, message: &Message, now: Time) -> bool {
         let passed = self.transmit(to, message);
         match &passed {
             Ok(_) => self.record(message.id(), now, Outcome::Forwarded, to, ""),
@@ -441,7 +438,7 @@ impl Core {
 
     // ---------------------------------------------------------------------------------- what belongs to others
 
-    fn reply(&mut self, message: &Message, link: Option<&str>, now: Time) {
+    pub(super) fn reply(&mut self, message: &Message, link: Option<&str>, now: Time) {
         let holder = link.unwrap_or(&self.id).to_owned();
         let id = message.reply_to();
         let Some(entry) = self.open.get_mut(id).filter(|entry| entry.has(&holder)) else {
@@ -484,7 +481,7 @@ impl Core {
     }
 
     /// Give a reply to whoever of this process waits for it.
-    fn resolve(&mut self, id: &str, reply: &Message, over: bool, now: Time) {
+    pub(super) fn resolve(&mut self, id: &str, reply: &Message, over: bool, now: Time) {
         let Some(entry) = self.open.get_mut(id) else { return };
         match entry.sink.take() {
             Some(Sink::One(sender)) => drop(sender.send(reply.clone())),
@@ -511,7 +508,7 @@ impl Core {
     }
 
     /// A reply goes back where its request came from. What cannot be said becomes an error that can.
-    fn pass_back(&mut self, to: &str, message: &Message, now: Time) {
+    pub(super) fn pass_back(&mut self, to: &str, message: &Message, now: Time) {
         let Err(error) = self.transmit(to, message) else {
             return self.record(message.id(), now, Outcome::Forwarded, to, "");
         };
@@ -526,7 +523,7 @@ impl Core {
         }
     }
 
-    fn cancelled(&mut self, message: &Message, link: Option<&str>, now: Time) {
+    pub(super) fn cancelled(&mut self, message: &Message, link: Option<&str>, now: Time) {
         let id = message.reply_to();
         if self.open.get(id).is_none_or(|entry| entry.link.as_deref() != link) {
             return self.record(message.id(), now, Outcome::Dropped, "", "no such open request");
@@ -535,7 +532,7 @@ impl Core {
     }
 
     /// Nobody waits for this request any more: tell whoever has it.
-    fn abandon(&mut self, id: &str, now: Time, outcome: Outcome, reason: &str, cancel: Option<&Message>) {
+    pub(super) fn abandon(&mut self, id: &str, now: Time, outcome: Outcome, reason: &str, cancel: Option<&Message>) {
         let Some(entry) = self.close(id) else { return };
         self.record(id, now, outcome, "", reason);
         for holder in entry.holders() {
@@ -553,7 +550,7 @@ impl Core {
         }
     }
 
-    fn outcome(&mut self, message: &Message, link: &str, now: Time) {
+    pub(super) fn outcome(&mut self, message: &Message, link: &str, now: Time) {
         self.show(Seen::Received, message);
         let error = message.error.clone().unwrap_or_else(|| RequestError::unhandled("no reason was given"));
         if is_nobody(&error) && error.at == link {
@@ -566,421 +563,5 @@ impl Core {
         message.reply_to().clone_into(&mut failed.id);
         failed.from.clone_from(&self.id);
         self.unhandled(&failed, message.outcome.unwrap_or(Outcome::Unhandled), &error);
-    }
-
-    // ------------------------------------------------------------------------------------------- how things end
-
-    /// A function has ended: record it, and answer what it left unanswered.
-    pub fn ended(&mut self, run: &Run, result: Result<Payload, HandlerError>, started: Time, now: Time) {
-        let invocation = &run.invocation;
-        let message = &invocation.message;
-        let (outcome, result) = match result {
-            Ok(payload) => (Outcome::Handled, Ok(payload)),
-            Err(error) => {
-                let (outcome, error) = self.told(message, error);
-                (outcome, Err(error))
-            }
-        };
-        let reason = result.as_ref().err().map_or(String::new(), |error| error.message.clone());
-        if run.answers {
-            let at_us = self.wall(now);
-            self.ledger.record(message.id(), at_us, outcome, &invocation.by, now - started, &reason);
-        }
-        if run.answers && message.kind() == Kind::Request {
-            if !invocation.answered.swap(true, std::sync::atomic::Ordering::Relaxed) {
-                // To many, who gave nothing has said all by now.
-                let silent = message.head.many && result.as_ref().is_ok_and(Payload::is_null);
-                self.answer(run, result, true, silent.then(Vec::new), now);
-            }
-        } else if let (true, Kind::Send, Err(error)) = (run.answers, message.kind(), result) {
-            self.report(&message.head, invocation.link.as_deref(), now, outcome, error);
-        }
-    }
-
-    /// It was dropped where it waited: withdrawn, or because the exchange stops.
-    pub fn stopped(&mut self, run: &Run, started: Time, now: Time) {
-        let error = RequestError::new(Code::Internal, "HANDLER_FAILED", "the handler was stopped").at(&self.id);
-        let at_us = self.wall(now);
-        let (message, by) = (&run.invocation.message, &run.invocation.by);
-        self.ledger.record(message.id(), at_us, Outcome::Cancelled, by, now - started, &error.message);
-        if !run.answers {
-            return;
-        }
-        if message.kind() == Kind::Send {
-            self.report(&message.head, run.invocation.link.as_deref(), now, Outcome::Cancelled, error);
-        } else if message.kind() == Kind::Request
-            && !run.invocation.answered.swap(true, std::sync::atomic::Ordering::Relaxed)
-        {
-            self.answer(run, Err(error), true, None, now);
-        }
-    }
-
-    /// What others hear of a handler that did not end well.
-    fn told(&self, message: &Message, error: HandlerError) -> (Outcome, RequestError) {
-        let refused = match error {
-            HandlerError::Refused(no) => RequestError::new(no.code, &no.reason, no.text).undelivered(),
-            HandlerError::Failed(error) => match error.downcast_ref::<Error>() {
-                // Another said no, and the handler has nothing to add.
-                Some(Error::Request(inner)) if inner.kind() == crate::error::RequestErrorKind::Refused => inner.clone(),
-                _ => {
-                    let name = message.name();
-                    tracing::error!(name, id = message.id(), "a handler failed: {error}");
-                    let (reason, text) = if error.is::<Unsayable>() {
-                        ("ANSWER", format!("the answer of the handler of {name} cannot be said in JSON"))
-                    } else {
-                        ("HANDLER_FAILED", format!("the handler of {name} failed"))
-                    };
-                    return (Outcome::Failed, RequestError::new(Code::Internal, reason, text).at(&self.id));
-                }
-            },
-        };
-        let outcome = if refused.code == Code::Internal { Outcome::Failed } else { Outcome::Denied };
-        (outcome, refused.at(&self.id))
-    }
-
-    /// Reply to the request of this run. What stands behind the reply is what its handler has awaited.
-    pub fn answer(
-        &mut self,
-        run: &Run,
-        result: Result<Payload, RequestError>,
-        last: bool,
-        lost: Option<Vec<String>>,
-        now: Time,
-    ) -> Option<LineId> {
-        let request = &run.invocation.message.head;
-        let mut reply = self.make(Kind::Reply, &request.name, run.invocation.context(), now, MESSAGE_SECONDS);
-        let head = reply.head_mut();
-        (head.to, head.reply_to) = (request.from.clone(), request.id.clone());
-        if request.many {
-            head.deadline = head.deadline.max(request.deadline); // it may wait as long as the request may
-        }
-        (reply.last, reply.lost) = (last, lost);
-        match result {
-            Ok(payload) => reply.payload = payload,
-            Err(error) => reply.error = Some(error),
-        }
-        self.route(&reply, HERE, None, now);
-        run.invocation.link.as_ref().and_then(|link| self.by_peer.get(link)).copied()
-    }
-
-    /// Every refusal: recorded here, signalled here, and told to the origin.
-    pub(super) fn fail(&mut self, message: &Message, way: Way<'_>, now: Time, outcome: Outcome, error: RequestError) {
-        self.record(message.id(), now, outcome, "", &error.message);
-        if outcome == Outcome::Unhandled {
-            self.unhandled(&message.head, outcome, &error);
-        }
-        match message.kind() {
-            Kind::Request => self.answer_error(&message.head, way.link, now, Some(error), vec![]),
-            _ if way.link.is_none() => self.dispatched(message, Err(error)),
-            Kind::Send => self.report(&message.head, way.link, now, outcome, error),
-            _ => {}
-        }
-    }
-
-    /// The reply of this exchange itself to a request that ends here; only one to many ends without an error.
-    fn answer_error(
-        &mut self,
-        request: &Head,
-        link: Option<&str>,
-        now: Time,
-        error: Option<RequestError>,
-        lost: Vec<String>,
-    ) {
-        if self.open.get(&request.id).is_some_and(|entry| entry.link.as_deref() == link) {
-            let mut reply = self.own_reply(request, now);
-            (reply.error, reply.lost) = (error, request.many.then_some(lost));
-            if link.is_none() {
-                self.resolve(&request.id, &reply, true, now);
-            }
-            self.close(&request.id);
-            if let Some(link) = link {
-                let _ = self.transmit(link, &reply); // whoever waits there has a deadline
-            }
-        } else {
-            self.refuse(request, link, now, error, lost);
-        }
-    }
-
-    /// The same, whatever is open under its id.
-    fn refuse(
-        &mut self,
-        request: &Head,
-        link: Option<&str>,
-        now: Time,
-        error: Option<RequestError>,
-        lost: Vec<String>,
-    ) {
-        if let Some(link) = link {
-            let mut reply = self.own_reply(request, now);
-            (reply.error, reply.lost) = (error, request.many.then_some(lost));
-            let _ = self.transmit(link, &reply); // whoever waits there has a deadline
-        }
-    }
-
-    fn own_reply(&mut self, request: &Head, now: Time) -> Message {
-        let mut reply = self.make(Kind::Reply, &request.name, Context::of(request), now, MESSAGE_SECONDS);
-        let head = reply.head_mut();
-        (head.to, head.reply_to) = (request.from.clone(), request.id.clone());
-        reply.last = true;
-        self.ledger.note(&reply.head);
-        reply
-    }
-
-    /// Tell the origin of a send, which may be here, what became of it.
-    pub(super) fn report(&mut self, head: &Head, link: Option<&str>, now: Time, outcome: Outcome, error: RequestError) {
-        let Some(link) = link else { return self.unhandled(head, outcome, &error) };
-        let mut report = self.make(Kind::Outcome, &head.name, Context::of(head), now, MESSAGE_SECONDS);
-        let about = report.head_mut();
-        (about.to, about.reply_to) = (head.from.clone(), head.id.clone());
-        (report.outcome, report.error) = (Some(outcome), Some(error));
-        self.ledger.note(&report.head);
-        let _ = self.transmit(link, &report); // its origin hears nothing, if its link takes nothing
-    }
-
-    pub(super) fn too_late(&self) -> RequestError {
-        let text = format!("its time was over at {}", self.id);
-        RequestError::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", text).at(&self.id)
-    }
-
-    fn close(&mut self, id: &str) -> Option<Open> {
-        let entry = self.open.remove(id)?;
-        if let Some(peer) = entry.link.as_ref().and_then(|link| self.links.get_mut(link)) {
-            peer.came.remove(id);
-        }
-        for holder in entry.holders() {
-            if let Some(peer) = self.links.get_mut(&holder) {
-                peer.out.remove(id);
-            }
-        }
-        Some(entry)
-    }
-
-    /// Who has it will not answer (any more).
-    fn lose_holder(&mut self, id: &str, holder: &str, now: Time, error: RequestError) {
-        let Some(entry) = self.open.get_mut(id).filter(|entry| entry.has(holder)) else { return };
-        if let Some(scatter) = &mut entry.scatter {
-            scatter.lose(holder);
-            if let Some(peer) = self.links.get_mut(holder) {
-                peer.out.remove(id);
-            }
-            return self.ended_one_of_many(id, now);
-        }
-        let head = entry.head.clone();
-        self.answer_error(&head, None, now, Some(error), vec![]);
-    }
-
-    pub(super) fn tick_requests(&mut self, now: Time) {
-        while let Some(Reverse((Due(due), _))) = self.deadlines.peek() {
-            if *due > now {
-                let due = *due;
-                return self.arm(due);
-            }
-            let Some(Reverse((_, id))) = self.deadlines.pop() else { return };
-            let Some(entry) = self.open.get_mut(&id) else { continue };
-            let (head, link) = (entry.head.clone(), entry.link.clone());
-            let sink = entry.sink.take();
-            let lost = entry.scatter.as_ref().map(|scatter| [entry.holders(), scatter.lost.clone()].concat());
-            self.abandon(&id, now, Outcome::Expired, "its time was over", None);
-            // What has come so far counts, and whose replies have not is said.
-            let error = lost.is_none().then(|| self.too_late());
-            let mut reply = self.own_reply(&head, now);
-            (reply.error, reply.lost) = (error, head.many.then(|| lost.unwrap_or_default()));
-            match (link, sink) {
-                (Some(link), _) => drop(self.transmit(&link, &reply)),
-                (None, Some(Sink::One(sender))) => drop(sender.send(reply)),
-                (None, Some(Sink::Many(sender))) => drop(sender.try_send(reply)),
-                (None, None) => {}
-            }
-        }
-    }
-
-    /// Everything that this process waits for ends: the exchange was closed.
-    pub fn end_all(&mut self, now: Time) {
-        let error = RequestError::unavailable(format!("the exchange {} was closed", self.id)).at(&self.id);
-        let mine: Vec<String> =
-            self.open.iter().filter(|(_, entry)| entry.link.is_none()).map(|(id, _)| id.clone()).collect();
-        for id in mine {
-            let Some(entry) = self.open.get_mut(&id) else { continue };
-            let head = entry.head.clone();
-            self.answer_error(&head, None, now, Some(error.clone()), vec![]);
-        }
-        for (_, sender) in self.dispatching.drain() {
-            let _ = sender.send(Err(error.clone()));
-        }
-    }
-
-    // ------------------------------------------------------------------------------------- links come and go
-
-    /// A link is open, or open again: then with all that the peer says of itself now.
-    pub(super) fn connect_peer(&mut self, peer: &Introduction, now: Time) {
-        let id = &peer.exchange;
-        let link = self.links.entry(id.clone()).or_default();
-        let known = std::mem::take(&mut link.handles);
-        link.away = false;
-        link.relay = peer.relay;
-        link.handles = peer.handles.iter().cloned().collect();
-        link.subscribes = peer.subscribes.iter().cloned().collect();
-        let turned_up: Vec<String> = link.handles.difference(&known).cloned().collect();
-        self.relay_changed(id);
-        if self.expected.remove(id) && peer.relay {
-            self.settled = now + SETTLE_SECONDS;
-        }
-        self.link_is_back(id, now);
-        for name in turned_up {
-            self.turned_up(&Target::Name(name), now);
-        }
-        self.turned_up(&Target::Exchange(id.clone()), now);
-    }
-
-    pub(super) fn peer_away(&mut self, id: &str) {
-        if let Some(link) = self.links.get_mut(id) {
-            link.away = true;
-        }
-    }
-
-    /// A link is gone. `expected`: the peer may come back.
-    pub(super) fn disconnect_peer(&mut self, id: &str, unsent: &[Message], expected: bool, now: Time) {
-        if expected {
-            self.expected.insert(id.to_owned());
-        } else {
-            self.expected.remove(id);
-        }
-        let Some(link) = self.links.remove(id) else { return };
-        let reason = format!("the link to {id}, which asked, was lost");
-        for request in link.came {
-            self.abandon(&request, now, Outcome::Cancelled, &reason, None);
-        }
-        for request in link.out {
-            let waiting = unsent.iter().any(|message| message.id() == request);
-            let Some(entry) = self.open.get_mut(&request) else { continue };
-            if waiting && entry.scatter.is_none() {
-                entry.out = None; // it goes another way
-                continue;
-            }
-            let mut error = RequestError::unavailable(format!("the link to {id} was lost")).at(&self.id);
-            if waiting {
-                error = error.undelivered();
-            }
-            self.record(&request, now, Outcome::Dropped, id, &error.message);
-            self.lose_holder(&request, id, now, error);
-        }
-        self.link_is_lost(id, now);
-    }
-
-    /// What never left on a link goes another way, if it is to anybody else, or fails.
-    pub(super) fn reroute(&mut self, lost: &str, unsent: Vec<Message>, now: Time) {
-        for message in unsent {
-            let error = RequestError::unavailable(format!("the link to {lost} was lost")).at(&self.id).undelivered();
-            self.record(message.id(), now, Outcome::Dropped, lost, &error.message);
-            let waits = |entry: &Open| entry.out.is_none() && entry.scatter.is_none();
-            match message.kind() {
-                Kind::Request if !self.open.get(message.id()).is_some_and(waits) => continue,
-                Kind::Send | Kind::Request => {}
-                _ => {
-                    if self.links.contains_key(lost) {
-                        let _ = self.transmit(lost, &message); // the link is there again, and takes it or not
-                    }
-                    continue;
-                }
-            }
-            let target = Target::of(&message);
-            let others = !self.next_to(&target).is_empty() || !self.behind(&target).is_empty();
-            if others || self.links.values().any(|link| link.relay) {
-                self.dispatch(&message, HERE, now);
-            } else if message.kind() == Kind::Send {
-                self.report(&message.head, None, now, Outcome::Dropped, error);
-            } else {
-                self.fail(&message, HERE, now, Outcome::Dropped, error);
-            }
-        }
-    }
-
-    /// They have left on a link, and nobody will ever know whether they arrived.
-    pub(super) fn uncertain(&mut self, link: &str, heads: &[Arc<Head>], now: Time) {
-        let text = format!("the link to {link} was lost: it may have arrived");
-        let error = RequestError::new(Code::Unavailable, "UNCERTAIN", text).at(&self.id);
-        for head in heads {
-            self.record(&head.id, now, Outcome::Dropped, link, &error.message);
-            if head.kind == Kind::Send {
-                self.report(head, None, now, Outcome::Dropped, error.clone());
-            }
-        }
-    }
-
-    /// Their time ended while they waited to be written. A request hears it from its own deadline.
-    pub(super) fn expired(&mut self, messages: &[Message], now: Time) {
-        for message in messages {
-            self.record(message.id(), now, Outcome::Expired, "", "it waited too long");
-            if message.kind() == Kind::Send {
-                let error = self.too_late();
-                self.report(&message.head, None, now, Outcome::Expired, error);
-            }
-        }
-    }
-
-    /// The peer refused a message.
-    pub(super) fn rejected(&mut self, link: &str, head: Option<&Head>, id: &str, error: RequestError, now: Time) {
-        self.record(id, now, Outcome::Denied, link, &error.message);
-        self.lose_holder(id, link, now, error.clone());
-        if let Some(head) = head.filter(|head| head.kind == Kind::Send) {
-            self.report(head, None, now, Outcome::Denied, error);
-        }
-    }
-
-    pub(super) fn peer_interest(&mut self, id: &str, interest: proto::Interest, now: Time) {
-        let Some(link) = self.links.get_mut(id) else { return };
-        let removed = interest.removed.unwrap_or_default();
-        let added = interest.added.unwrap_or_default();
-        link.handles.retain(|name| !removed.handles.contains(name));
-        link.subscribes.retain(|pattern| !removed.subscribes.contains(pattern));
-        link.subscribes.extend(added.subscribes);
-        link.handles.extend(added.handles.iter().cloned());
-        if let Some(relay) = interest.relay {
-            link.relay = relay;
-            self.relay_changed(id);
-        }
-        for name in added.handles {
-            self.turned_up(&Target::Name(name), now);
-        }
-    }
-
-    /// A peer that begins to relay passes on what it has not got yet; and behind it may be anybody.
-    fn relay_changed(&mut self, id: &str) {
-        self.discovery.changed();
-        let Some(link) = self.links.get(id).filter(|link| link.relay) else { return };
-        for request in &link.out {
-            if let Some(scatter) = self.open.get_mut(request).and_then(|entry| entry.scatter.as_mut()) {
-                scatter.branches.insert(id.to_owned(), true);
-            }
-        }
-    }
-
-    /// Nobody is known to take it; `incomplete` if not everybody could be asked.
-    pub(super) fn nobody_takes(&mut self, message: &Message, target: &Target, incomplete: bool, now: Time) {
-        let what = match target {
-            Target::Name(name) => format!("nobody handles {name}"),
-            Target::Exchange(id) => format!("there is no exchange {id}"),
-        };
-        let me = &self.id;
-        let error = if !self.expected.is_empty() {
-            let mut gone: Vec<&str> = self.expected.iter().map(String::as_str).collect();
-            gone.sort_unstable();
-            gone.truncate(3);
-            let gone = gone.join(" and ");
-            RequestError::unavailable(format!("{what} within reach of {me}, but the link to {gone} is lost"))
-                .undelivered()
-        } else if incomplete {
-            let text = format!("{what} next to {me}, and not all others answered within {QUESTION_SECONDS} s");
-            RequestError::new(Code::Unavailable, "INCOMPLETE", text).undelivered()
-        } else {
-            RequestError::unhandled(format!("{what} within reach of {me}"))
-        };
-        let error = error.at(me);
-        self.fail(message, HERE, now, Outcome::Unhandled, error);
-    }
-
-    /// Whether this message of ours is still wanted: a request may have been withdrawn, or its time was over.
-    pub(super) fn is_wanted(&self, message: &Message) -> bool {
-        message.kind() != Kind::Request || self.open.contains_key(message.id())
     }
 }
