@@ -1,0 +1,87 @@
+"""The clients that are put to the test, as implementations.yaml declares them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .case import Case
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD_SECONDS = 900
+
+
+class Missing(Exception):
+    """It cannot be put to the test here, for want of a tool."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One client, and how its process under test is built and started."""
+
+    name: str
+    command: tuple[str, ...]
+    transport: str
+    can: frozenset[str] = frozenset()
+    reuse: bool = False
+    tool: str = ""
+    build: tuple[str, ...] = ()
+    place: Path = ROOT
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def takes(self, case: Case) -> bool:
+        """The case is for it."""
+        return case.needs <= self.can
+
+    def prepare(self) -> None:
+        """Build it. Raises Missing where that cannot be."""
+        if not self.place.is_dir():
+            raise Missing(f"{self.name}: there is no {self.place.relative_to(ROOT)}")
+        if self.tool and shutil.which(self.tool, path=_path()) is None:
+            raise Missing(f"{self.name}: there is no {self.tool}")
+        if self.build:
+            done = subprocess.run(
+                self.build, cwd=self.place, capture_output=True, text=True, timeout=BUILD_SECONDS,
+                env={**os.environ, "PATH": _path()},
+            )  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(f"{self.name} cannot be built:\n{done.stdout[-2_000:]}{done.stderr[-4_000:]}")
+
+
+def _path() -> str:
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+
+
+def implementations() -> list[Implementation]:
+    """All that are declared."""
+    return [_of(spec) for spec in yaml.safe_load((HERE / "implementations.yaml").read_text(encoding="utf-8"))]
+
+
+def _of(spec: dict[str, Any]) -> Implementation:
+    return Implementation(
+        name=spec["name"],
+        command=tuple(spec["command"]),
+        transport=spec["transport"],
+        can=frozenset(spec.get("can", ())),
+        reuse=spec.get("reuse", False),
+        tool=spec.get("tool", ""),
+        build=tuple(spec.get("build", ())),
+        place=ROOT / spec.get("in", "."),
+    )
+
+
+def known_failures() -> dict[str, dict[str, str]]:
+    """By implementation, the cases that it is known to fail, and why."""
+    found: dict[str, dict[str, str]] = yaml.safe_load((HERE / "known_failures.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def required() -> bool:
+    """Everything should be there."""
+    return os.environ.get("EXCHANGE_REQUIRE_ALL") == "1"

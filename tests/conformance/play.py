@@ -1,0 +1,410 @@
+"""Plays one case: against one process, step by step. See README.md for what a step may be."""
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from .case import STEPS, BadCase, Case
+from .drive import Died, Process
+from .frames import Differs, fill, match
+from .partner import Partner
+from .wires import CANNOT_DIAL
+
+ME = "me"
+WITHIN = 5.0  # seconds that an expectation waits
+CLOSE_WITHIN = 12.0
+QUICK = frozenset({"start", "listen", "handle", "unhandle", "on", "subscribe", "observe", "release", "close"})
+# Of a process under test, unless the case says otherwise: all as is usual, but for dialling again soon.
+LIMITS: dict[str, Any] = {"reconnect_min_seconds": 0.05, "reconnect_max_seconds": 0.2}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a case went: `why` it failed, or nothing."""
+
+    case: Case
+    why: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """It went as the case says."""
+        return not self.why
+
+
+async def play(case: Case, process: Process, transport: str) -> Verdict:
+    """Play the case; afterwards the process has no exchange."""
+    stage = Stage(case, process, transport)
+    try:
+        return Verdict(case, await stage.play())
+    finally:
+        await stage.clear()
+
+
+class Stage:
+    """What one case needs while it is played."""
+
+    def __init__(self, case: Case, process: Process, transport: str) -> None:
+        self.case = case
+        self.process = process
+        self.partners = {id: Partner(id, said, transport) for id, said in case.peers.items()}
+        self.bound: dict[str, Any] = {"me": ME}
+        self._commands: dict[str, str] = {}  # by the name that a step gave them
+        self._last = ""  # the last command whose answer was not asked for
+        self._started = False
+
+    async def play(self) -> str:
+        """Why it failed, or nothing."""
+        at = "the beginning"
+        self.process.events.clear()
+        try:
+            await self._begin()
+            for number, step in enumerate(self.case.steps, 1):
+                at = f"step {number} ({step})"
+                await self._step(step)
+        except TimeoutError:
+            return self._told(f"{at}: nothing came in time")
+        except (Differs, Died, *CANNOT_DIAL) as problem:
+            return self._told(f"{at}: {problem}")
+        except (KeyError, TypeError, ValueError, AssertionError, BadCase):
+            return self._told(f"{at}: {traceback.format_exc()}")
+        return ""
+
+    def _told(self, why: str) -> str:
+        said = [f"{self.case.id}: {self.case.rule} ({self.case.source})", why[:2_000], f"bound: {self.bound}"[:1_000]]
+        for partner in self.partners.values():
+            said += [f"{partner.id}:", *(f"  {line}" for line in partner.log)]
+        said += ["events not asked for:", *(f"  {event}"[:400] for event in self.process.events)]
+        if self.process.said:
+            said += ["stderr:", self.process.said]
+        return "\n".join(said)
+
+    # --------------------------------------------------------------------------------- the beginning and the end
+
+    async def _begin(self) -> None:
+        case = self.case
+        await self._done("start", {"id": ME, "limits": {**LIMITS, **case.limits}})
+        self._started = True
+        for name, what in case.setup.get("handles", {}).items():
+            await self._done("handle", {"name": name, **(what if isinstance(what, dict) else {"do": what})})
+        for name in case.setup.get("on", ()):
+            await self._done("on", {"name": name})
+        for verb, key in (("subscribe", "subscribes"), ("observe", "observes")):
+            for pattern in case.setup.get(key, ()):
+                await self._done(verb, {"pattern": pattern})
+        if case.side == "listen":
+            scheme = "grpc" if self._transport() == "grpc" else "ws"
+            path = "" if scheme == "grpc" else "/v1/peer"
+            answer = await self._done("listen", {"url": f"{scheme}://127.0.0.1:0{path}"})
+            self.bound["listening"] = answer["url"]
+        for partner in self.partners.values():
+            if case.side == "dial":
+                self.bound[f"url_{partner.id}"] = await partner.serve()
+                self.bound.setdefault("url", self.bound[f"url_{partner.id}"])
+            if case.linked:
+                await self._link(partner)
+
+    def _transport(self) -> str:
+        return next(iter(self.partners.values())).transport
+
+    async def _link(self, partner: Partner) -> None:
+        if self.case.side == "listen":
+            await self._dial(partner, {})
+            return
+        connecting = await self.process.tell("connect", {"url": self.bound[f"url_{partner.id}"]})
+        await self._accept(partner, {})
+        await self._answered(connecting, WITHIN)
+
+    async def _done(self, verb: str, arguments: dict[str, Any]) -> Any:
+        id = await self.process.tell(verb, arguments)
+        return await self._answered(id, WITHIN)
+
+    async def _answered(self, id: str, within: float) -> Any:
+        async with asyncio.timeout(within):
+            answer = await self.process.answer(id)
+        if "error" in answer:
+            raise Differs(f"it answered {answer['error']}")
+        return answer["value"]
+
+    async def clear(self) -> None:
+        """Close the exchange of the process, whatever state it is in."""
+        leaving = [asyncio.create_task(self._take_leave(partner)) for partner in self.partners.values()]
+        try:
+            if self._started and self.process.code is None:
+                with suppress(Differs, Died):
+                    id = await self.process.tell("close", {})
+                    await self._answered(id, CLOSE_WITHIN)
+        except TimeoutError:
+            self.process.kill()
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*(partner.close() for partner in self.partners.values()), return_exceptions=True)
+
+    async def _take_leave(self, partner: Partner) -> None:
+        """Answer a Goodbye, so that nobody waits for it."""
+        if partner.wire is None or partner.over:
+            return
+        partner.forget()
+        with suppress(Differs):
+            while "the end" not in (frame := await partner.frame("goodbye")):
+                if "goodbye" in frame:
+                    await partner.say({"goodbye": {"exchange": partner.id, "received": 0}})
+                    await partner.wire.end()
+                    return
+
+    # ----------------------------------------------------------------------------------------------------- steps
+
+    async def _step(self, step: dict[str, Any]) -> None:
+        if "repeat" in step:
+            for _ in range(step["times"]):
+                for inner in step["repeat"]:
+                    await self._step(inner)
+            return
+        within = step.get("within", WITHIN)
+        for verb in step:
+            if verb in STEPS:
+                method: Callable[..., Awaitable[None]] = getattr(self, f"_{verb}")
+                await method(step[verb], step, within)
+
+    def _partner(self, step: dict[str, Any]) -> Partner:
+        return self.partners[step["by"]] if "by" in step else next(iter(self.partners.values()))
+
+    # To the process.
+
+    async def _do(self, verb: str, step: dict[str, Any], within: float) -> None:
+        arguments = fill(step.get("with", {}), self.bound)
+        id = await self.process.tell(verb, arguments)
+        if verb in QUICK and not step.keys() & {"answer", "error", "answers", "as"}:
+            await self._answered(id, within)
+            return
+        self._last = id
+        if "as" in step:
+            self._commands[step["as"]] = id
+
+    def _command(self, step: dict[str, Any]) -> str:
+        return self._commands[step["of"]] if "of" in step else self._last
+
+    async def _next_answer(self, step: dict[str, Any], within: float) -> dict[str, Any]:
+        async with asyncio.timeout(within):
+            return await self.process.answer(self._command(step))
+
+    async def _answer(self, expected: Any, step: dict[str, Any], within: float) -> None:
+        answer = await self._next_answer(step, within)
+        if "error" in answer:
+            raise Differs(f"it answered {answer['error']}, and {answer['value']}")
+        if expected is not None:
+            match(expected, answer["value"], self.bound, "the answer")
+
+    async def _error(self, expected: Any, step: dict[str, Any], within: float) -> None:
+        answer = await self._next_answer(step, within)
+        if "error" not in answer:
+            raise Differs(f"it answered {answer['value']}, and no error")
+        match(expected, answer["error"], self.bound, "the error")
+
+    async def _answers(self, expected: list[Any], step: dict[str, Any], within: float) -> None:
+        """Several answers, in any order."""
+        found = [await self._next_answer(step, within) for _ in expected]
+        for part in expected:
+            self._take(found, part, lambda answer: answer["value"], "answer")
+
+    async def _cancel(self, name: str | None, step: dict[str, Any], within: float) -> None:
+        await self.process.cancel(self._commands[name] if name else self._last)
+
+    async def _event(self, expected: dict[str, Any], step: dict[str, Any], within: float) -> None:
+        [(name, body)] = expected.items()
+        changed = self.process.changed
+        async with asyncio.timeout(within), changed:
+            while not self._take_event(name, body):
+                if self.process.code is not None:
+                    raise Died("the process has ended")
+                await changed.wait()
+
+    def _take_event(self, name: str, body: Any) -> bool:
+        for event in self.process.events:
+            if event[0] != name:
+                continue
+            bound = dict(self.bound)
+            with suppress(Differs):
+                match(body or {}, event[1], bound, name)
+                self.bound.update(bound)
+                self.process.events.remove(event)
+                return True
+        return False
+
+    async def _no_event(self, expected: Any, step: dict[str, Any], within: float) -> None:
+        """After a while there is no such event."""
+        await asyncio.sleep(step.get("within", 0.2))
+        name, body = next(iter(expected.items())) if isinstance(expected, dict) else (expected, {})
+        if self._take_event(name, body):
+            raise Differs(f"there was an event {name}")
+
+    async def _exit(self, expected: int, step: dict[str, Any], within: float) -> None:
+        """Its stdin ends, and it closes and ends."""
+        partners = [asyncio.create_task(self._take_leave(partner)) for partner in self.partners.values()]
+        code = await self.process.stop()
+        for task in partners:
+            task.cancel()
+        if code != expected:
+            raise Differs(f"it ended with {code}")
+
+    # On a link.
+
+    async def _say(self, spec: dict[str, Any], step: dict[str, Any], within: float) -> None:
+        partner = self._partner(step)
+        frame = fill(spec, self.bound)
+        if "batch" in frame:
+            batch = frame["batch"]
+            partner.seq = max(partner.seq, batch.get("seq", partner.seq + 1) - 1 + len(batch.get("messages", ())))
+        await partner.say(frame)
+
+    async def _tell(self, spec: Any, step: dict[str, Any], within: float) -> None:
+        """A Batch of one message, or of several, with all that is usual in them."""
+        partner = self._partner(step)
+        specs = fill(spec, self.bound)
+        await partner.say(partner.messages(specs if isinstance(specs, list) else [specs]))
+        self.bound["sent"] = f"{partner.id}.7.{partner.made}"
+
+    async def _raw(self, spec: Any, step: dict[str, Any], within: float) -> None:
+        if isinstance(spec, dict) and "zeros" in spec:
+            await self._partner(step).raw(bytes(spec["zeros"]))
+        else:
+            await self._partner(step).raw(bytes.fromhex(spec))
+
+    async def _hear(self, expected: Any, step: dict[str, Any], within: float) -> None:
+        [(kind, body)] = expected.items()
+        partner = self._partner(step)
+        async with asyncio.timeout(within):
+            while True:
+                frame = await partner.frame(kind)
+                if kind not in frame:
+                    raise Differs(f"{frame} came, and no {kind}"[:1_500])
+                bound = dict(self.bound)
+                try:
+                    match(body or {}, frame[kind], bound, kind)
+                except Differs:
+                    if kind in ("ack", "credit", "ping", "pong", "interest"):
+                        continue  # they say how things stand: the right one may come next
+                    raise
+                self.bound.update(bound)
+                return
+
+    async def _get(self, expected: Any, step: dict[str, Any], within: float) -> None:
+        """The next message, or the next ones."""
+        partner = self._partner(step)
+        for part in expected if isinstance(expected, list) else [expected]:
+            async with asyncio.timeout(within):
+                message = await partner.message()
+            self._check_message(message)
+            match(part, message, self.bound, "the message")
+
+    async def _get_all(self, expected: list[Any], step: dict[str, Any], within: float) -> None:
+        """The next messages, in any order."""
+        partner = self._partner(step)
+        found = []
+        async with asyncio.timeout(within):
+            for _ in expected:
+                found.append(await partner.message())
+        for part in expected:
+            self._take(found, part, lambda message: message, "message")
+
+    def _take(self, found: list[Any], part: Any, of: Callable[[Any], Any], what: str) -> None:
+        for item in found:
+            bound = dict(self.bound)
+            with suppress(Differs):
+                match(part, of(item), bound)
+                self.bound.update(bound)
+                found.remove(item)
+                return
+        raise Differs(f"no {what} is {part}: {found}"[:1_500])
+
+    @staticmethod
+    def _check_message(message: dict[str, Any]) -> None:
+        """What every message of a leaf says."""
+        hops = [hop["exchange"] for hop in message.get("trace", {}).get("hops", ())]
+        if message["from"] not in ("", ME) or hops not in ([], [ME]):
+            raise Differs(f"a leaf sends what is its own: from {message['from']!r}, hops {hops}")
+
+    async def _silence(self, seconds: Any, step: dict[str, Any], within: float) -> None:
+        """For a while nothing comes but what is skipped; with `of`, none of those either."""
+        kinds = frozenset(step.get("of", ()))
+        await asyncio.sleep(float(seconds))
+        more = self._partner(step).heard_more(kinds)
+        if more is not None:
+            raise Differs(f"{more} came, and nothing should")
+
+    async def _check(self, expected: dict[str, Any], step: dict[str, Any], within: float) -> None:
+        """What was bound fits."""
+        for name, value in expected.items():
+            match(fill(value, self.bound), self.bound[name], self.bound, name)
+
+    async def _wait(self, seconds: float, step: dict[str, Any], within: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def _mute(self, mute: bool, step: dict[str, Any], within: float) -> None:
+        """Answer no Ping from now on."""
+        self._partner(step).mute = mute
+
+    # Connections.
+
+    async def _cut(self, _: Any, step: dict[str, Any], within: float) -> None:
+        await self._partner(step).cut()
+
+    async def _end(self, _: Any, step: dict[str, Any], within: float) -> None:
+        await self._partner(step).end()
+
+    async def _ended(self, _: Any, step: dict[str, Any], within: float) -> None:
+        """The process ends the connection."""
+        partner = self._partner(step)
+        async with asyncio.timeout(within):
+            frame = await partner.frame("the end")
+        if "the end" not in frame:
+            raise Differs(f"{frame} came, and the connection should end"[:1_500])
+
+    async def _accept(self, said: Any, step: dict[str, Any] | None = None, within: float = WITHIN) -> None:
+        """The process dials: hear its Hello, and say Welcome (`welcome: false`: say nothing)."""
+        partner = said if isinstance(said, Partner) else self._partner(step or {})
+        spec = step if isinstance(said, Partner) else said
+        spec = spec or {}
+        async with asyncio.timeout(within):
+            await partner.accept()
+        await self._hear(
+            {"hello": {"exchange": ME, "epoch": "$epoch", **spec.get("hello", {})}}, {"by": partner.id}, within
+        )
+        if spec.get("welcome", {}) is not False:
+            await partner.say({"welcome": partner.introduction(fill(spec.get("welcome", {}), self.bound), hello=False)})
+            if not spec.get("welcome", {}).get("recovered"):
+                partner.seq = 0
+
+    async def _dial(self, said: Any, step: dict[str, Any] | None = None, within: float = WITHIN) -> None:
+        """Dial the process: say Hello, and hear its Welcome (`welcome: false`: hear nothing)."""
+        partner = said if isinstance(said, Partner) else self._partner(step or {})
+        spec = step if isinstance(said, Partner) else said
+        spec = spec or {}
+        async with asyncio.timeout(within):
+            await partner.dial(self.bound["listening"])
+        if spec.get("hello", {}) is not False:
+            await partner.say({"hello": partner.introduction(fill(spec.get("hello", {}), self.bound), hello=True)})
+        if spec.get("welcome", {}) is not False:
+            expected = {"exchange": ME, "epoch": "$epoch", **spec.get("welcome", {})}
+            if not spec.get("welcome", {}).get("recovered"):
+                partner.seq = 0
+            if "session" not in expected and "session" not in self.bound:
+                expected |= {"session": "$session", "resume_token": "$token"}
+            await self._hear({"welcome": expected}, {"by": partner.id}, within)
+
+    async def _no_dial(self, seconds: float, step: dict[str, Any], within: float) -> None:
+        """For a while the process does not dial."""
+        await asyncio.sleep(seconds)
+        if self._partner(step).dialled_again():
+            raise Differs("it dialled, and should not")
+
+    async def _open(self, _: Any, step: dict[str, Any], within: float) -> None:
+        """Take what the process dials, and say nothing; or dial it, and say nothing."""
+        partner = self._partner(step)
+        async with asyncio.timeout(within):
+            if self.case.side == "listen":
+                await partner.dial(self.bound["listening"])
+            else:
+                await partner.accept()
