@@ -32,6 +32,9 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _WHOLE = re.compile(r"\$(\w+)")
 
 
+_MADE = {"$times", "$each", "$deep", "$add"}
+
+
 class Differs(Exception):
     """What came is not what the case says."""
 
@@ -62,7 +65,7 @@ def fill(spec: Any, bound: dict[str, Any]) -> Any:
         return nested
     if "$add" in spec:
         return sum(fill(spec["$add"], bound))
-    return {fill(key, bound): fill(value, bound) for key, value in spec.items()}
+    return {key if key.startswith("$") else fill(key, bound): fill(value, bound) for key, value in spec.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- to proto
@@ -227,6 +230,8 @@ def match(expected: Any, actual: Any, bound: dict[str, Any], where: str = "") ->
         if whole is not None and whole[1] not in bound:
             bound[whole[1]] = actual
             return
+        expected = fill(expected, bound)
+    if isinstance(expected, dict) and expected.keys() & _MADE:
         expected = fill(expected, bound)
     if isinstance(expected, dict):
         _match_dict(expected, actual, bound, where)

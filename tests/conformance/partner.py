@@ -29,6 +29,7 @@ WELCOME: dict[str, Any] = {
     "credit": {"seq": 10_000, "bytes": 2**30},
     "interest": {"revision": 1},
 }
+OFFERED = ("handles", "subscribes", "exports")  # of a peer: short for what stands in its `interest`
 SESSION: dict[str, Any] = {"session": "session-1", "resume_token": "token-1"}
 
 
@@ -37,7 +38,10 @@ class Partner:
 
     def __init__(self, id: str, said: dict[str, Any], transport: str) -> None:
         self.id = id
-        self.said = said  # in place of what stands in WELCOME
+        interest = {key: said[key] for key in OFFERED if key in said}
+        self.said = {key: value for key, value in said.items() if key not in OFFERED}  # in place of WELCOME
+        if interest:
+            self.said["interest"] = {"revision": 1, **interest}
         self.transport = transport
         self.server: wires.Server | None = None
         self.wire: Wire | None = None
@@ -45,6 +49,7 @@ class Partner:
         self.over = False  # the connection has ended
         self.seq = 0  # of the last message that we sent
         self.made = 0  # messages of ours
+        self.bytes = 0  # of all our Batch frames
         self.log: deque[str] = deque(maxlen=_LAST_FRAMES)
         self._accepted: asyncio.Queue[Wire] = asyncio.Queue()
         self._heard: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -110,7 +115,10 @@ class Partner:
         frame = Frame()
         for kind, body in spec.items():
             build(frame, {"unknown": body}) if kind == "unknown" else build(frame, {kind: body or {}})
-        await self.wire.send(frame.SerializeToString())
+        data = frame.SerializeToString()
+        if frame.WhichOneof("kind") == "batch":
+            self.bytes += len(data)
+        await self.wire.send(data)
 
     async def raw(self, data: bytes) -> None:
         """Send bytes."""
@@ -140,9 +148,9 @@ class Partner:
                 "ttl_us": 30_000_000,
                 **spec,
             }
-            if "data" in spec or "value" in spec or whole.get("json", 0) == "none":
+            if "data" in spec or "value" in spec:
                 del whole["json"]
-            batch.append(whole)
+            batch.append({key: value for key, value in whole.items() if key not in ("unset", *spec.get("unset", ()))})
         return {"batch": {"seq": first, "messages": batch}}
 
     # -------------------------------------------------------------------------------------------------------- in

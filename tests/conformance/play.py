@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .case import STEPS, BadCase, Case
-from .drive import Died, Process
+from .drive import Died, Process, varint
 from .frames import Differs, fill, match
 from .partner import Partner
 from .wires import CANNOT_DIAL
@@ -100,9 +100,8 @@ class Stage:
             answer = await self._done("listen", {"url": f"{scheme}://127.0.0.1:0{path}"})
             self.bound["listening"] = answer["url"]
         for partner in self.partners.values():
-            if case.side == "dial":
-                self.bound[f"url_{partner.id}"] = await partner.serve()
-                self.bound.setdefault("url", self.bound[f"url_{partner.id}"])
+            self.bound[f"url_{partner.id}"] = await partner.serve()
+            self.bound.setdefault("url", self.bound[f"url_{partner.id}"])
             if case.linked:
                 await self._link(partner)
 
@@ -265,12 +264,35 @@ class Stage:
         specs = fill(spec, self.bound)
         await partner.say(partner.messages(specs if isinstance(specs, list) else [specs]))
         self.bound["sent"] = f"{partner.id}.7.{partner.made}"
+        self.bound["bytes"] = partner.bytes
+
+    async def _reply(self, spec: dict[str, Any], step: dict[str, Any], within: float) -> None:
+        """The last reply to the request `$id`, unless the step says otherwise."""
+        usual = {"kind": "REPLY", "name": "a.b", "reply_to": self.bound["id"], "to": ME, "last": True}
+        await self._tell({**usual, **spec}, step, within)
+
+    async def _get_many(self, expected: list[Any], step: dict[str, Any], within: float) -> None:
+        """Replies with these values, up to the last: which is the last value, or comes after it with an empty `end`."""
+        partner = self._partner(step)
+        values = []
+        async with asyncio.timeout(within):
+            while True:
+                message = await partner.message()
+                if "end" not in message:
+                    values.append(message["json"])
+                if message["last"]:
+                    break
+        match(expected, values, self.bound, "the replies")
 
     async def _raw(self, spec: Any, step: dict[str, Any], within: float) -> None:
-        if isinstance(spec, dict) and "zeros" in spec:
-            await self._partner(step).raw(bytes(spec["zeros"]))
+        """A frame as bytes in hexadecimal; or `{nested: n}`, a frame so many levels deep; or `{zeros: n}`."""
+        if not isinstance(spec, dict):
+            data = bytes.fromhex(spec)
+        elif "zeros" in spec:
+            data = bytes(spec["zeros"])
         else:
-            await self._partner(step).raw(bytes.fromhex(spec))
+            data = _nested(spec["nested"])
+        await self._partner(step).raw(data)
 
     async def _hear(self, expected: Any, step: dict[str, Any], within: float) -> None:
         [(kind, body)] = expected.items()
@@ -408,3 +430,14 @@ class Stage:
                 await partner.dial(self.bound["listening"])
             else:
                 await partner.accept()
+
+
+def _nested(levels: int) -> bytes:
+    """A Batch whose one message has lists in lists as its `value`, which no parser of protobuf reads to the end."""
+    value = bytes.fromhex("0800")
+    for _ in range(levels // 2):
+        items = b"\x0a" + varint(len(value)) + value  # ListValue.values
+        value = b"\x32" + varint(len(items)) + items  # Value.list_value
+    message = b"\x12\x03a.b" + b"\x42" + varint(len(value)) + value
+    batch = b"\x12" + varint(len(message)) + message
+    return b"\x1a" + varint(len(batch)) + batch
