@@ -268,7 +268,10 @@ def _match_dict(expected: dict[str, Any], actual: Any, bound: dict[str, Any], wh
 
 
 def _operate(operator: str, wanted: Any, actual: Any, bound: dict[str, Any], where: str) -> None:
-    if operator == "$has":
+    if operator == "$size_of_frame":
+        if actual["$size"] > wanted:
+            raise Differs(f"the frame has {actual['$size']} bytes, more than {wanted}")
+    elif operator == "$has":
         for item in wanted:
             if not any(_fits(item, its, bound) for its in actual):
                 raise Differs(f"{where} has no {_short(item)}: {_short(actual)}")

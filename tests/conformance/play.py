@@ -14,6 +14,7 @@ from .partner import Partner
 from .wires import CANNOT_DIAL
 
 ME = "me"
+NOWHERE = {"grpc": "grpc://127.0.0.1:1", "websocket": "ws://127.0.0.1:1/v1/peer"}
 WITHIN = 5.0  # seconds that an expectation waits
 CLOSE_WITHIN = 12.0
 QUICK = frozenset({"start", "listen", "handle", "unhandle", "on", "subscribe", "observe", "release", "close"})
@@ -50,7 +51,7 @@ class Stage:
         self.case = case
         self.process = process
         self.partners = {id: Partner(id, said, transport) for id, said in case.peers.items()}
-        self.bound: dict[str, Any] = {"me": ME}
+        self.bound: dict[str, Any] = {"me": ME, "nowhere": NOWHERE[transport]}
         self._commands: dict[str, str] = {}  # by the name that a step gave them
         self._last = ""  # the last command whose answer was not asked for
         self._started = False
@@ -415,6 +416,32 @@ class Stage:
             if "session" not in expected and "session" not in self.bound:
                 expected |= {"session": "$session", "resume_token": "$token"}
             await self._hear({"welcome": expected}, {"by": partner.id}, within)
+
+    async def _resume(self, said: dict[str, Any], step: dict[str, Any], within: float) -> None:
+        """The session goes on over a new connection, whoever dials: `said` is what the runner says in that."""
+        if self.case.side == "listen":
+            proof = {"session": self.bound["session"], "resume_token": self.bound["token"]}
+            await self._dial({"hello": {**proof, **said}, "welcome": {"recovered": True}}, step, within)
+        else:
+            hello = {"session": "session-1", "resume_token": "token-1"}
+            welcome = {"recovered": True, "resume_token": "token-2", **said}
+            await self._accept({"hello": hello, "welcome": welcome}, step, within)
+
+    async def _end_server(self, _: Any, step: dict[str, Any], within: float) -> None:
+        """Nobody is there any more to be dialled."""
+        server = self._partner(step).server
+        assert server is not None
+        await server.close()
+
+    async def _hear_last(self, expected: Any, step: dict[str, Any], within: float) -> None:
+        """This frame comes, perhaps after others."""
+        [(kind, body)] = expected.items()
+        partner = self._partner(step)
+        async with asyncio.timeout(within):
+            while kind not in (frame := await partner.frame(kind)):
+                if "the end" in frame:
+                    raise Differs(f"the connection ended, and no {kind} came")
+        match(body or {}, frame[kind], self.bound, kind)
 
     async def _no_dial(self, seconds: float, step: dict[str, Any], within: float) -> None:
         """For a while the process does not dial."""
