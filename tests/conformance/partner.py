@@ -48,6 +48,7 @@ class Partner:
         self.mute = False
         self.over = False  # the connection has ended
         self.seq = 0  # of the last message that we sent
+        self.pings = 0  # of ours that ask whether something was understood
         self.made = 0  # messages of ours
         self.bytes = 0  # of all our Batch frames
         self.log: deque[str] = deque(maxlen=_LAST_FRAMES)

@@ -433,6 +433,13 @@ class Stage:
         assert server is not None
         await server.close()
 
+    async def _synchronise(self, _: Any, step: dict[str, Any], within: float) -> None:
+        """All that was said on this link so far has been understood: a Ping is answered after it."""
+        partner = self._partner(step)
+        partner.pings += 1
+        await partner.say({"ping": {"nonce": 1_000_000 + partner.pings}})
+        await self._hear({"pong": {"nonce": 1_000_000 + partner.pings}}, step, within)
+
     async def _hear_last(self, expected: Any, step: dict[str, Any], within: float) -> None:
         """This frame comes, perhaps after others."""
         [(kind, body)] = expected.items()
