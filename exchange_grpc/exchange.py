@@ -760,12 +760,13 @@ class Exchange:
     def _withdraw(self, id: str, sig: Any, state: Any) -> None:
         self._handlers.withdraw(id)
 
-    def _unhandled(self, value: tuple[Message, RequestError], sig: Any, state: Any) -> None:
-        message, error = value
+    def _unhandled(self, value: tuple[Message, RequestError, Outcome | None], sig: Any, state: Any) -> None:
+        message, error, outcome = value
         if message.from_ == self.id and message.name.startswith(RESERVED):
             return  # we asked about a trace, and name in it whom we could not ask
         log.warning("%s %s was not handled: %s (at %s)", message.name, message.id, error.message, error.at or self.id)
         what = {"id": message.id, "name": message.name, "reason": error.reason, "text": error.message, "at": error.at}
+        what["outcome"] = "" if outcome is None else outcome.name
         payload, _ = encode_value(what)
         event = self._origin.make(
             Kind.SEND, "message.unhandled", Context.of(message), self._now(), to=self.id, payload=payload

@@ -24,7 +24,7 @@ signal too, answered by whoever owns the links and the handlers (`exchange.py`):
          resolve (id, reply)              the reply, or one of many, to a request that was emitted here
          dispatched (message, error)      a send emitted here has left, or was taken, or could not be
          withdraw id                      cancel the handler of this request
-         message.unhandled (message, error)
+         message.unhandled (message, error, outcome)   nobody took it, or what became of it further on
          observed (seen, message)        if `observed` says that somebody wants to know
 
 The four steps for a send or a request: handle it here; pass it to a linked peer that is addressed or
@@ -451,7 +451,7 @@ class Router:
         error = self._unhandled(f"nobody handles {entry.name} within reach of {self.me}")
         if entry.link is HERE:  # elsewhere it is not for us to conclude: others have it too
             self._ledger.record(entry.id, now + self._origin.wall, Outcome.UNHANDLED, reason=error.message)
-            self._sig("message.unhandled", (entry.header(), error))
+            self._sig("message.unhandled", (entry.header(), error, Outcome.UNHANDLED))
         self._answer_error(entry.header(), entry.link, now, error)
 
     # ---------------------------------------------------------------------------- in: what belongs to others
@@ -542,7 +542,8 @@ class Router:
             if link is not HERE:
                 self._show(Seen.RECEIVED, message)
             failed = Message(message.reply_to, message.name, Kind.SEND, self.me, hop_trace=message.hop_trace)
-            self._sig("message.unhandled", (failed, message.error or self._unhandled("no reason was given")))
+            error = message.error or self._unhandled("no reason was given")
+            self._sig("message.unhandled", (failed, error, message.outcome))
             return
         target = Target("exchange", message.to)
         ways = self._next_to(target, message) or self._behind(target, message)
@@ -596,7 +597,7 @@ class Router:
         """Step 4, and every refusal: recorded here, signalled here, and told to the origin."""
         self._ledger.record(message.id, now + self._origin.wall, outcome, reason=error.message)
         if outcome is Outcome.UNHANDLED or (link is HERE and self._had_left(message)):
-            self._sig("message.unhandled", (message, error))
+            self._sig("message.unhandled", (message, error, outcome))
         entry = self._open.get(message.id) if message.kind is Kind.REQUEST else None
         if entry is not None and entry.link == link:
             self._close(entry)
@@ -667,7 +668,7 @@ class Router:
     def _report(self, message: Message, link: str | None, now: float, outcome: Outcome, error: RequestError) -> None:
         """Tell the origin of a send, which may be here, what became of it."""
         if link is HERE:
-            self._sig("message.unhandled", (message, error))
+            self._sig("message.unhandled", (message, error, outcome))
             return
         report = self._origin.make(
             Kind.OUTCOME, message.name, Context.of(message), now,

@@ -147,7 +147,7 @@ class Node:
                 "resolve": lambda value, sig, state: self.replies[value[0]].append(value[1]),
                 "dispatched": lambda value, sig, state: self.dispatched[value[0].id].append(value[1]),
                 "withdraw": lambda value, sig, state: self.withdrawn.append(value),
-                "message.unhandled": lambda value, sig, state: self.unhandled.append(value),
+                "message.unhandled": lambda value, sig, state: self.unhandled.append(value[:2]),
                 "observed": lambda value, sig, state: self.observed.append((Seen(value[0]), value[1])),
             }
         )

@@ -382,10 +382,11 @@ async def test_a_send_that_fails_further_on_comes_back_as_an_event(world: World)
     server, client = world.exchange("server", handlers={"broken": broken}), world.exchange("client")
     client.on("message.unhandled", inbox)
     peer = await world.link(client, server)
-    for name, reason in (("nobody.has.it", "UNHANDLED"), ("broken", "HANDLER_FAILED")):
+    for name, reason, outcome in (("nobody.has.it", "UNHANDLED", "UNHANDLED"), ("broken", "HANDLER_FAILED", "FAILED")):
         id = await peer.send(name)
         told = (await inbox.next()).value
         assert (told["id"], told["name"], told["reason"], told["at"]) == (id, name, reason, "server")
+        assert told["outcome"] == outcome
         assert "secret" not in told["text"]
 
 

@@ -93,7 +93,7 @@ class Node:
                 "resolve": lambda value, sig, state: law.resolved(self, *value),
                 "dispatched": lambda value, sig, state: law.dispatched(self, *value),
                 "withdraw": lambda value, sig, state: self._withdraw(value),
-                "message.unhandled": lambda value, sig, state: law.unhandled(self, *value),
+                "message.unhandled": lambda value, sig, state: law.unhandled(self, *value[:2]),
                 "observed": lambda value, sig, state: None,
             }
         )
