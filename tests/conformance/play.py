@@ -269,7 +269,7 @@ class Stage:
 
     async def _reply(self, spec: dict[str, Any], step: dict[str, Any], within: float) -> None:
         """The last reply to the request `$id`, unless the step says otherwise."""
-        usual = {"kind": "REPLY", "name": "a.b", "reply_to": self.bound["id"], "to": ME, "last": True}
+        usual = {"kind": "REPLY", "name": "a.b", "reply_to": self.bound.get("id"), "to": ME, "last": True}
         await self._tell({**usual, **spec}, step, within)
 
     async def _get_many(self, expected: list[Any], step: dict[str, Any], within: float) -> None:
@@ -357,10 +357,35 @@ class Stage:
         if more is not None:
             raise Differs(f"{more} came, and nothing should")
 
+    async def _never(self, unwanted: Any, step: dict[str, Any], within: float) -> None:
+        """For a while no such message comes, whatever else does."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(step.get("within", 0.3)):
+                while True:
+                    message = await self._partner(step).message()
+                    try:
+                        match(unwanted, message, dict(self.bound))
+                    except Differs:
+                        continue
+                    raise Differs(f"{message} came, and should not"[:1_500])
+
     async def _check(self, expected: dict[str, Any], step: dict[str, Any], within: float) -> None:
         """What was bound fits."""
         for name, value in expected.items():
             match(fill(value, self.bound), self.bound[name], self.bound, name)
+
+    async def _check_all(self, expected: Any, step: dict[str, Any], within: float) -> None:
+        """All that was said on the link so far fits."""
+        match(expected, list(self._partner(step).log), self.bound, "what was said")
+
+    async def _event_in_turn(self, expected: list[dict[str, Any]], step: dict[str, Any], within: float) -> None:
+        """These events, one after another."""
+        names = {name for event in expected for name in event}
+        changed = self.process.changed
+        async with asyncio.timeout(within), changed:
+            while len(found := [event for event in self.process.events if event[0] in names]) < len(expected):
+                await changed.wait()
+        match(expected, [{name: value} for name, value in found], self.bound, "the events")
 
     async def _wait(self, seconds: float, step: dict[str, Any], within: float) -> None:
         await asyncio.sleep(seconds)
