@@ -49,6 +49,9 @@ def main() -> int:
         for why in wrong:
             print(why, end="\n\n", file=sys.stderr)
         passed, seconds = sum(verdict.passed for verdict in verdicts), time.perf_counter() - began
+        if asked.slow:
+            for verdict in sorted(verdicts, key=lambda verdict: -verdict.seconds)[:10]:
+                print(f"  {verdict.seconds:.1f} s {verdict.case.id}")
         print(f"{implementation.name}: {passed} of {len(verdicts)} cases passed, in {seconds:.0f} s", flush=True)
     if not asked.command:
         print(table.of(results, chosen))
@@ -69,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--suite", action="append", default=[], choices=SUITES)
     parser.add_argument("--case", action="append", default=[], help="a case by its name; `*` stands for any text")
     parser.add_argument("--lanes", type=int, help="how many cases at once")
+    parser.add_argument("--slow", action="store_true", help="say which cases took longest")
     parser.add_argument("--list", action="store_true", help="say what the cases are")
     parser.add_argument("--write", action="store_true", help="write the table of clients/README.md anew")
     return parser.parse_args()

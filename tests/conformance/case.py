@@ -15,7 +15,7 @@ KEYS = {
 }  # fmt: skip
 STEPS = {
     "do", "answer", "error", "answers", "event", "no_event", "say", "tell", "raw", "hear", "get", "get_all", "silence",
-    "cut", "end", "ended", "accept", "dial", "no_dial", "wait", "cancel", "exit", "check", "mute", "open", "repeat", "reply", "get_many", "resume", "end_server", "hear_last", "synchronise", "event_in_turn", "check_all", "never",
+    "cut", "end", "ended", "accept", "dial", "no_dial", "wait", "cancel", "exit", "check", "mute", "open", "repeat", "reply", "get_many", "resume", "end_server", "hear_last", "synchronise", "event_in_turn", "check_all", "never", "no_answer",
 }  # fmt: skip
 MODIFIERS = {"with", "as", "of", "by", "within", "after", "times", "note"}
 

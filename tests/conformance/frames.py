@@ -32,7 +32,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _WHOLE = re.compile(r"\$(\w+)")
 
 
-_MADE = {"$times", "$each", "$deep", "$add"}
+_MADE = {"$times", "$each", "$deep", "$add", "$hops"}
 
 
 class Differs(Exception):
@@ -63,6 +63,8 @@ def fill(spec: Any, bound: dict[str, Any]) -> Any:
         for _ in range(spec["$deep"] - 1):
             nested = [nested]
         return nested
+    if "$hops" in spec:
+        return [{"exchange": f"h{i}"} for i in range(1, spec["$hops"])] + [{"exchange": "peer"}]
     if "$add" in spec:
         return sum(fill(spec["$add"], bound))
     return {key if key.startswith("$") else fill(key, bound): fill(value, bound) for key, value in spec.items()}
@@ -124,6 +126,8 @@ def _bytes(field: FieldDescriptor, value: Any) -> bytes:
         return value
     if isinstance(value, dict) and "$text" in value:
         return str(value["$text"]).encode()
+    if isinstance(value, dict) and "$text_deep" in value:
+        return b"[" * value["$text_deep"] + b"]" * value["$text_deep"]
     if isinstance(value, dict) and "$hex" in value:
         return bytes.fromhex(value["$hex"])
     if field.name == "json":

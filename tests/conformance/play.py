@@ -28,6 +28,7 @@ class Verdict:
 
     case: Case
     why: str = ""
+    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -474,6 +475,14 @@ class Stage:
                 if "the end" in frame:
                     raise Differs(f"the connection ended, and no {kind} came")
         match(body or {}, frame[kind], self.bound, kind)
+
+    async def _no_answer(self, _: Any, step: dict[str, Any], within: float) -> None:
+        """The process breaks off or says Goodbye: either will do."""
+        partner = self._partner(step)
+        async with asyncio.timeout(within):
+            frame = await partner.frame("the end")
+        if not frame.keys() & {"the end", "goodbye"}:
+            raise Differs(f"{frame} came, and the session should end"[:1_500])
 
     async def _no_dial(self, seconds: float, step: dict[str, Any], within: float) -> None:
         """For a while the process does not dial."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from .case import Case
 from .drive import Process
@@ -31,7 +33,10 @@ async def _run(implementation: Implementation, cases: list[Case], tell: Tell, la
             if process is None or process.code is not None:
                 process = Process(implementation.command, str(implementation.place), dict(implementation.environment))
                 await process.start()
-            verdict = await _played(case, process, implementation.transport)
+            began = time.perf_counter()
+            verdict = replace(
+                await _played(case, process, implementation.transport), seconds=time.perf_counter() - began
+            )
             verdicts[case.id] = verdict
             tell(verdict)
             # What a failed case leaves behind must not spoil the next.
