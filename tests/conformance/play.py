@@ -15,7 +15,8 @@ from .wires import CANNOT_DIAL
 
 ME = "me"
 NOWHERE = {"grpc": "grpc://127.0.0.1:1", "websocket": "ws://127.0.0.1:1/v1/peer"}
-WITHIN = 5.0  # seconds that an expectation waits
+WITHIN = 8.0  # seconds that an expectation waits: long, for a machine that has much to do
+START_WITHIN = 60.0
 CLOSE_WITHIN = 12.0
 QUICK = frozenset({"start", "listen", "handle", "unhandle", "on", "subscribe", "observe", "release", "close"})
 # Of a process under test, unless the case says otherwise: all as is usual, but for dialling again soon.
@@ -87,7 +88,8 @@ class Stage:
 
     async def _begin(self) -> None:
         case = self.case
-        await self._done("start", {"id": ME, "limits": {**LIMITS, **case.limits}})
+        starting = await self.process.tell("start", {"id": ME, "limits": {**LIMITS, **case.limits}})
+        await self._answered(starting, START_WITHIN)
         self._started = True
         for name, what in case.setup.get("handles", {}).items():
             await self._done("handle", {"name": name, **(what if isinstance(what, dict) else {"do": what})})

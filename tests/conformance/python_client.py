@@ -9,91 +9,78 @@ from contextlib import aclosing
 from math import inf
 from typing import Any
 
-from google.protobuf.any_pb2 import Any as Detail
-from google.protobuf.internal.decoder import _DecodeVarint32
-from google.protobuf.internal.encoder import _VarintBytes
+from google.protobuf.internal.decoder import _DecodeVarint32  # type: ignore[attr-defined]
+from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from exchange.v1.message_pb2 import KIND_CANCEL, KIND_REPLY, KIND_SEND
-from exchange.v1.message_pb2 import Message as Packed
-from exchange_grpc import (
-    AddressError,
-    Code,
-    Exchange,
-    InvalidMessage,
-    LimitExceeded,
-    Limits,
-    LinkError,
-    Message,
-    Refused,
-    RequestError,
-)  # fmt: skip
+import exchange_grpc as ex
+from exchange.v1 import message_pb2 as pb
 
-COLUMNS = ("name", "value", "revision", "epoch", "cause", "transaction")
+ERRORS = {  # what is no RequestError has no code of its own
+    ex.LimitExceeded: (ex.Code.OUT_OF_RANGE, "LIMIT_EXCEEDED"),
+    ex.InvalidMessage: (ex.Code.INVALID_ARGUMENT, "INVALID_MESSAGE"),
+    ex.AddressError: (ex.Code.INVALID_ARGUMENT, "ADDRESS"),
+    ex.LinkError: (ex.Code.UNAVAILABLE, "LINK"),
+    asyncio.CancelledError: (ex.Code.CANCELLED, "CANCELLED"),
+    BaseException: (ex.Code.UNKNOWN, "UNKNOWN"),
+}
 
 
-def payload(given: dict[str, Any]) -> Any:
-    return base64.b64decode(given["data"]) if "data" in given else given.get("value")
+def write(message: pb.Message) -> None:
+    data = message.SerializeToString()
+    sys.stdout.buffer.write(_VarintBytes(len(data)) + data)
+    sys.stdout.buffer.flush()
+
+
+def tell(event: str, value: dict[str, Any]) -> None:
+    write(pb.Message(kind=pb.KIND_SEND, name=event, json=json.dumps(value).encode()))
+
+
+def reply(command: pb.Message, value: Any, *, last: bool = True, error: BaseException | None = None) -> None:
+    message = pb.Message(kind=pb.KIND_REPLY, reply_to=command.id, last=last, json=json.dumps(value).encode())
+    if error is not None:
+        if not isinstance(error, ex.RequestError):
+            code, reason = next(known for kind, known in ERRORS.items() if isinstance(error, kind))
+            error = ex.RequestError(str(error), code=code, reason=reason)
+        info = ErrorInfo(domain="exchange", reason=error.reason, metadata={"at": error.at})
+        if error.code is ex.Code.UNAVAILABLE:
+            info.metadata["delivered"] = "no" if error.delivered is False else "unknown"
+        message.error.code, message.error.message = int(error.code), str(error)
+        message.error.details.add().Pack(info)
+    write(message)
+
+
+def heard(by: str) -> Any:
+    async def hear(msg: ex.Message) -> None:
+        tell("heard", {"by": by, **seen(msg)})
+
+    return hear
 
 
 def said(value: Any) -> dict[str, Any]:
-    if isinstance(value, bytes):
-        return {"data": base64.b64encode(value).decode()}
-    return {"value": value}
+    return {"data": base64.b64encode(value).decode()} if isinstance(value, bytes) else {"value": value}
 
 
-def seen(msg: Message) -> dict[str, Any]:
+def seen(msg: ex.Message) -> dict[str, Any]:
     kind = {"content_type": msg.content_type} if isinstance(msg.value, bytes) else {}
+    about = {"id": msg.id, "name": msg.name, "from": msg.from_, "to": msg.to, "kind": msg.kind.name}
+    trace = {"trace": msg.trace, "causes": list(msg.causes), "root": msg.root}
     return {
-        "id": msg.id, "name": msg.name, "from": msg.from_, "to": msg.to, "kind": msg.kind.name, **said(msg.value), **kind,
-        "headers": dict(msg.headers), "trace": msg.trace, "causes": list(msg.causes), "root": msg.root,
+        **about,
+        **said(msg.value),
+        **kind,
+        **trace,
+        "headers": dict(msg.headers),
         "timestamp_us": round(msg.timestamp * 1e6),
-    }  # fmt: skip
+    }
 
 
 class Client:
     def __init__(self) -> None:
+        self.app = ex.Exchange()
         self.running: dict[str, asyncio.Task[None]] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
-
-    # ---------------------------------------------------------------------------------------- stdin and stdout
-
-    def write(self, **fields: Any) -> None:
-        data = Packed(**fields).SerializeToString()
-        sys.stdout.buffer.write(_VarintBytes(len(data)) + data)
-        sys.stdout.buffer.flush()
-
-    def event(self, name: str, value: dict[str, Any]) -> None:
-        self.write(kind=KIND_SEND, name=name, json=json.dumps(value).encode())
-
-    def reply(self, command: Packed, value: Any, last: bool = True, error: BaseException | None = None) -> None:
-        reply = Packed(kind=KIND_REPLY, reply_to=command.id, last=last, json=json.dumps(value).encode())
-        if error is not None:
-            code, reason = Code.UNKNOWN, type(error).__name__
-            info = ErrorInfo(domain="exchange")
-            if isinstance(error, RequestError):
-                code, reason = error.code, error.reason
-                info.metadata["at"] = error.at
-                if code is Code.UNAVAILABLE:
-                    info.metadata["delivered"] = "no" if error.delivered is False else "unknown"
-            elif isinstance(error, LimitExceeded):
-                code, reason = Code.OUT_OF_RANGE, "LIMIT_EXCEEDED"
-            elif isinstance(error, InvalidMessage):
-                code, reason = Code.INVALID_ARGUMENT, "INVALID_MESSAGE"
-            elif isinstance(error, LinkError):
-                code, reason = Code.UNAVAILABLE, "LINK"
-            elif isinstance(error, AddressError):
-                code, reason = Code.INVALID_ARGUMENT, "ADDRESS"
-            elif isinstance(error, asyncio.CancelledError):
-                code, reason = Code.CANCELLED, "CANCELLED"
-            info.reason = reason
-            detail = Detail()
-            detail.Pack(info)
-            reply.error.code, reply.error.message = int(code), str(error)
-            reply.error.details.append(detail)
-        data = reply.SerializeToString()
-        sys.stdout.buffer.write(_VarintBytes(len(data)) + data)
-        sys.stdout.buffer.flush()
+        self.removes: dict[str, Any] = {}
+        self.released = asyncio.Event()
 
     async def run(self) -> None:
         reader = asyncio.StreamReader(limit=2**26)
@@ -103,166 +90,111 @@ class Client:
                 prefix = await reader.readexactly(1)
                 while prefix[-1] & 128:
                     prefix += await reader.readexactly(1)
-                command = Packed.FromString(await reader.readexactly(_DecodeVarint32(prefix, 0)[0]))
-                if command.kind == KIND_CANCEL:
-                    if command.reply_to in self.running:
-                        self.running[command.reply_to].cancel()
-                    continue
-                task = self.running[command.id] = asyncio.create_task(self.obey(command))
-                task.add_done_callback(lambda _, id=command.id: self.running.pop(id))  # type: ignore[misc]
+                command = pb.Message.FromString(await reader.readexactly(_DecodeVarint32(prefix, 0)[0]))
+                if command.kind != pb.KIND_CANCEL:
+                    self.running[command.id] = asyncio.create_task(self.obey(command))
+                elif command.reply_to in self.running:
+                    self.running[command.reply_to].cancel()
         except asyncio.IncompleteReadError:
-            if hasattr(self, "app"):
-                await self.app.close()
+            await self.app.close()
 
-    async def obey(self, command: Packed) -> None:
-        given = json.loads(command.json)
+    async def obey(self, command: pb.Message) -> None:
         try:
-            if command.name in ("request_many", "state.watch"):
-                await (self.many if command.name == "request_many" else self.watch)(command, given)
-            else:
-                self.reply(command, await getattr(self, f"do_{command.name.replace('.', '_')}")(given))
+            reply(command, await self.do(command, json.loads(command.json)))
         except (Exception, asyncio.CancelledError) as error:
-            self.reply(command, None, error=error)
+            reply(command, None, error=error)
+        del self.running[command.id]
 
-    # --------------------------------------------------------------------------------------------- the exchange
+    async def do(self, command: pb.Message, given: dict[str, Any]) -> Any:
+        app, name, headers = self.app, given.get("name", ""), given.get("headers", {})
+        value = base64.b64decode(given["data"]) if "data" in given else given.get("value")
+        state = app.state_of(given.get("exchange", app.id))
+        how = {"to": given.get("to", ""), "headers": headers}
+        by = next(peer for peer in app.peers if peer.id == given["via"]) if "via" in given else app
+        match command.name:
+            case "start":
+                return await self.start(given)
+            case "listen":
+                return {"url": await app.listen(given["url"])}
+            case "connect":
+                return {"peer": (await app.connect(given["url"], retry=given.get("retry", inf))).id}
+            case "disconnect":
+                return await next(peer for peer in app.peers if peer.id == given["peer"]).close()
+            case "close":
+                return await app.close()
+            case "handle":
+                self.removes[name] = app.handle(name, self.handler(given["do"], given.get("with", {})))
+            case "unhandle":
+                self.removes.pop(name)()
+            case "release":
+                self.released.set()
+                self.released = asyncio.Event()
+            case "on" | "subscribe" | "observe":
+                getattr(app, command.name)(given.get("pattern", name), heard(command.name))
+            case "send":
+                async with asyncio.timeout(given.get("timeout")):
+                    return {"id": await by.send(name, value, **how)}
+            case "publish" | "broadcast":
+                return {"id": await getattr(app, command.name)(name, value, headers=headers)}
+            case "request":
+                return said(await by.request(name, value, timeout=given.get("timeout"), **how))
+            case "request_many":
+                async with by.request_many(name, value, timeout=given.get("timeout"), **how) as replies:
+                    async for msg in replies:
+                        told = {"from": msg.from_, **({} if msg.error else said(msg.value))}
+                        reply(command, told, last=False, error=msg.error)
+                return {"lost": list(replies.lost)}
+            case "state.get":
+                return (await state.get(name))._asdict()
+            case "state.set":
+                return (await state.set(name, value, expected=given.get("expected")))._asdict()
+            case "state.watch":
+                async with aclosing(state.watch(*given["names"])) as changes:
+                    async for change in changes:
+                        reply(command, change._asdict(), last=False)
+            case "trace":
+                return await app.trace(given["id"])
+            case "why":
+                return await app.request("exchange.why", {"key": given["key"]}, to=state.exchange)
+            case "peers":
+                return await app.request("exchange.peers")
 
-    async def do_start(self, given: dict[str, Any]) -> Any:
-        self.app = app = Exchange(given["id"], relay=False, limits=Limits(**given.get("limits", {})))
-        self.released = asyncio.Event()
-        self.removes: dict[str, Any] = {}
+    async def start(self, given: dict[str, Any]) -> Any:
+        async def happened(msg: ex.Message) -> None:
+            tell(msg.name.rpartition(".")[2], msg.value)
 
-        async def happened(msg: Message) -> None:
-            self.event(msg.name.rpartition(".")[2], msg.value)
-
-        app.observe("exchange.event.peer.*", happened)
-        app.on("message.unhandled", happened)
-        return {"agent": (await app.request("exchange.describe"))["agent"]}
-
-    async def do_listen(self, given: dict[str, Any]) -> Any:
-        return {"url": await self.app.listen(given["url"])}
-
-    async def do_connect(self, given: dict[str, Any]) -> Any:
-        return {"peer": (await self.app.connect(given["url"], retry=given.get("retry", inf))).id}
-
-    async def do_disconnect(self, given: dict[str, Any]) -> Any:
-        await self.via(given["peer"]).close()
-
-    async def do_close(self, given: dict[str, Any]) -> Any:
-        await self.app.close()
-
-    async def do_peers(self, given: dict[str, Any]) -> Any:
-        peers = (await self.app.request("exchange.peers"))["peers"]
-        return {"peers": [{key: peer[key] for key in ("id", "relay", "handles", "subscribes")} for peer in peers]}
-
-    def via(self, id: str) -> Any:
-        return next(peer for peer in self.app.peers if peer.id == id)
-
-    # ----------------------------------------------------------------------------------------------- handlers
-
-    async def do_handle(self, given: dict[str, Any]) -> Any:
-        self.removes[given["name"]] = self.app.handle(given["name"], self.handler(given["do"], given.get("with", {})))
-
-    async def do_unhandle(self, given: dict[str, Any]) -> Any:
-        self.removes.pop(given["name"])()
-
-    async def do_release(self, given: dict[str, Any]) -> Any:
-        self.released.set()
-        self.released = asyncio.Event()
+        self.app = ex.Exchange(given["id"], relay=False, limits=ex.Limits(**given.get("limits", {})))
+        self.app.observe("exchange.event.peer.*", happened)
+        self.app.on("message.unhandled", happened)
+        return {"agent": (await self.app.request("exchange.describe"))["agent"]}
 
     def handler(self, do: str, given: dict[str, Any]) -> Any:
-        async def handle(msg: Message) -> Any:
-            self.event("handling", seen(msg))
-            if do == "fail":
-                raise RuntimeError("secret")
-            if do == "refuse":
-                raise Refused(given.get("text", ""), code=Code(given["code"]), reason=given["reason"])
-            if do == "wait":
-                try:
-                    await self.released.wait()
-                except asyncio.CancelledError:
-                    self.event("cancelled", {"id": msg.id})
-                    raise
-                return "released"
-            if do == "request":
-                return await self.app.request(given["name"], given.get("value"))
-            if do in ("send", "publish"):
-                await getattr(self.app, do)(given["name"], given.get("value"))
-            return {"echo": msg.value, "see": seen(msg)}.get(do)
-
-        async def many(msg: Message) -> AsyncIterator[Any]:
-            self.event("handling", seen(msg))
+        async def many(msg: ex.Message) -> AsyncIterator[Any]:
+            tell("handling", seen(msg))
             for value in given["values"]:
                 yield value
 
+        async def handle(msg: ex.Message) -> Any:
+            tell("handling", seen(msg))
+            match do:
+                case "fail":
+                    raise RuntimeError("secret")
+                case "refuse":
+                    raise ex.Refused(given["text"], code=ex.Code(given["code"]), reason=given["reason"])
+                case "wait":
+                    try:
+                        return await self.released.wait() and "released"
+                    except asyncio.CancelledError:
+                        tell("cancelled", {"id": msg.id})
+                        raise
+                case "request":
+                    return await self.app.request(given["name"], given.get("value"))
+                case "send" | "publish":
+                    await getattr(self.app, do)(given["name"], given.get("value"))
+            return {"echo": msg.value, "see": seen(msg)}.get(do)
+
         return many if do == "many" else handle
 
-    def heard(self, by: str) -> Any:
-        async def hear(msg: Message) -> None:
-            self.event("heard", {"by": by, **seen(msg)})
 
-        return hear
-
-    async def do_on(self, given: dict[str, Any]) -> Any:
-        self.app.on(given["name"], self.heard("on"))
-
-    async def do_subscribe(self, given: dict[str, Any]) -> Any:
-        self.app.subscribe(given["pattern"], self.heard("subscribe"))
-
-    async def do_observe(self, given: dict[str, Any]) -> Any:
-        self.app.observe(given["pattern"], self.heard("observe"))
-
-    # ------------------------------------------------------------------------------------------------- emitting
-
-    async def do_send(self, given: dict[str, Any]) -> Any:
-        sender = self.via(given["via"]) if "via" in given else self.app
-        async with asyncio.timeout(given.get("timeout")):
-            headers = given.get("headers", {})
-            return {"id": await sender.send(given["name"], payload(given), to=given.get("to", ""), headers=headers)}
-
-    async def do_publish(self, given: dict[str, Any]) -> Any:
-        return {"id": await self.app.publish(given["name"], payload(given), headers=given.get("headers", {}))}
-
-    async def do_broadcast(self, given: dict[str, Any]) -> Any:
-        return {"id": await self.app.broadcast(given["name"], payload(given), headers=given.get("headers", {}))}
-
-    def asking(self, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        how = {"to": given.get("to", ""), "timeout": given.get("timeout"), "headers": given.get("headers", {})}
-        return self.via(given["via"]) if "via" in given else self.app, how
-
-    async def do_request(self, given: dict[str, Any]) -> Any:
-        asker, how = self.asking(given)
-        return said(await asker.request(given["name"], payload(given), **how))
-
-    async def many(self, command: Packed, given: dict[str, Any]) -> None:
-        asker, how = self.asking(given)
-        async with asker.request_many(given["name"], payload(given), **how) as replies:
-            async for reply in replies:
-                value = {} if reply.error is not None else said(reply.value)
-                self.reply(command, {"from": reply.from_, **value}, last=False, error=reply.error)
-        self.reply(command, {"lost": list(replies.lost)})
-
-    async def do_state_get(self, given: dict[str, Any]) -> Any:
-        state = await self.app.state_of(given["exchange"]).get(given["name"])
-        return {key: getattr(state, key) for key in COLUMNS}
-
-    async def do_state_set(self, given: dict[str, Any]) -> Any:
-        shared = self.app.state_of(given["exchange"])
-        state = await shared.set(given["name"], given["value"], expected=given.get("expected"))
-        return {key: getattr(state, key) for key in COLUMNS}
-
-    async def watch(self, command: Packed, given: dict[str, Any]) -> None:
-        async with aclosing(self.app.state_of(given["exchange"]).watch(*given["names"])) as states:
-            async for state in states:
-                self.reply(command, {key: getattr(state, key) for key in (*COLUMNS, "snapshot")}, last=False)
-        self.reply(command, None)
-
-    async def do_trace(self, given: dict[str, Any]) -> Any:
-        return await self.app.trace(given["id"])
-
-    async def do_why(self, given: dict[str, Any]) -> Any:
-        if "exchange" in given:
-            return await self.app.request("exchange.why", {"key": given["key"]}, to=given["exchange"])
-        return await self.app.why(given["key"])
-
-
-asyncio.run(Client().run())
+if __name__ == "__main__":
+    asyncio.run(Client().run())
