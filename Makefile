@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test drill check generate freeze bench
+.PHONY: help run test drill conformance check generate freeze bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,10 +32,13 @@ run: .venv/.made ## an exchange with demo handlers on ADDR (127.0.0.1:50051)
 	$(BIN)/exchange serve --demo --grpc $(ADDR)
 
 test: .venv/.made .tools/.grpcurl-$(GRPCURL) ## the tests, but for the drills; ARGS='-k name' goes to pytest
-	$(BIN)/pytest -m "not drill" -n auto $(ARGS)
+	$(BIN)/pytest -m "not drill" -n auto --dist loadgroup $(ARGS)
 
 drill: .venv/.made .tools/.grpcurl-$(GRPCURL) ## the slow, loud and long tests
 	$(BIN)/pytest -m drill $(ARGS)
+
+conformance: .venv/.made ## every client against every case; ARGS='--only Go --case "*resume*"' plays some
+	cd tests && ../$(BIN)/python -m conformance $(ARGS)
 
 check: .venv/.made .tools/protoc/.made .build/googleapis/.made ## style, types, the contract, no drift of generated code
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """A case as data: read from cases/*.yaml, and refused if it is not of the shape that README.md says."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +15,12 @@ KEYS = {
     "peers", "linked", "steps",
 }  # fmt: skip
 STEPS = {
-    "do", "answer", "error", "answers", "event", "no_event", "say", "tell", "raw", "hear", "get", "get_all", "silence",
-    "cut", "end", "ended", "accept", "dial", "no_dial", "wait", "cancel", "exit", "check", "mute", "open", "repeat", "reply", "get_many", "resume", "end_server", "hear_last", "synchronise", "event_in_turn", "check_all", "never", "no_answer",
+    "do", "answer", "answers", "error", "cancel", "event", "event_in_turn", "no_event", "exit",  # the process
+    "say", "tell", "reply", "raw", "hear", "hear_last", "get", "get_all", "get_many", "never", "silence",  # a link
+    "synchronise", "mute", "check", "check_all", "wait", "repeat",
+    "accept", "dial", "resume", "open", "cut", "end", "ended", "no_answer", "no_dial", "end_server",  # connections
 }  # fmt: skip
-MODIFIERS = {"with", "as", "of", "by", "within", "after", "times", "note"}
+MODIFIERS = {"with", "as", "of", "by", "within", "times"}
 
 
 class BadCase(Exception):
@@ -70,7 +73,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", __import__("re").compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 
 
 def _cases_of(suite: str, spec: dict[str, Any]) -> Iterator[Case]:

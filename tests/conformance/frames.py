@@ -1,6 +1,6 @@
 """Frames as a case writes them: proto in the shape of YAML, both ways.
 
-Law: what is written is what is sent: nothing is filled in here but what `play.py` asks for. Shorter than proto's own JSON:
+Law: what is written is what is sent; what is usual is filled in by `partner.py`, where a step says so. What is shorter:
 
     json: {a: 5}            a value, for the bytes of its JSON; `json: {$text: '{"a":'}` for bytes as they are
     kind: SEND              the short names of the enums
@@ -94,7 +94,7 @@ def _build_number(into: Any, number: float) -> Any:
     return into
 
 
-def _set(into: Proto, field: FieldDescriptor, value: Any) -> None:
+def _set(into: Proto, field: Any, value: Any) -> None:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         getattr(into, field.name).update({str(key): str(item) for key, item in value.items()})
     elif field.is_repeated:
@@ -114,14 +114,14 @@ def _set(into: Proto, field: FieldDescriptor, value: Any) -> None:
         setattr(into, field.name, value)
 
 
-def _enum(field: FieldDescriptor, value: Any) -> int:
+def _enum(field: Any, value: Any) -> int:
     if isinstance(value, int):
         return value
     numbers: int = field.enum_type.values_by_name[_PREFIXES[field.enum_type.name] + value].number
     return numbers
 
 
-def _bytes(field: FieldDescriptor, value: Any) -> bytes:
+def _bytes(field: Any, value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, dict) and "$text" in value:

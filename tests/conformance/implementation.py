@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class Implementation:
     build: tuple[str, ...] = ()
     place: Path = ROOT
     environment: tuple[tuple[str, str], ...] = ()
+
+    def with_command(self, command: tuple[str, ...]) -> "Implementation":
+        """The same, started in another way."""
+        return replace(self, command=command)
 
     def takes(self, case: Case) -> bool:
         """The case is for it."""

@@ -1,7 +1,7 @@
 """The runner's end of one link: it says frames, and keeps those it hears until a case asks for them.
 
-Law: it does nothing by itself, but for this: it answers Ping (unless it is `mute`), and counts the numbers of its Batches.
-It watches what no peer may do: a Batch that leaves a gap in its own numbers, and a frame that cannot be parsed.
+Law: it does nothing by itself, but for this: it answers Ping (unless it is `mute`), and counts the numbers of its
+Batches. It watches what no peer may do: a gap in the numbers of the Batches, and a frame that cannot be parsed.
 """
 
 import asyncio

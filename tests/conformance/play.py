@@ -37,9 +37,9 @@ class Verdict:
         return not self.why
 
 
-async def play(case: Case, process: Process, transport: str) -> Verdict:
-    """Play the case; afterwards the process has no exchange."""
-    stage = Stage(case, process, transport)
+async def play(case: Case, process: Process, transport: str, within: float = WITHIN) -> Verdict:
+    """Play the case; afterwards the process has no exchange. What is expected has so many seconds to come."""
+    stage = Stage(case, process, transport, within)
     try:
         return Verdict(case, await stage.play())
     finally:
@@ -49,8 +49,9 @@ async def play(case: Case, process: Process, transport: str) -> Verdict:
 class Stage:
     """What one case needs while it is played."""
 
-    def __init__(self, case: Case, process: Process, transport: str) -> None:
+    def __init__(self, case: Case, process: Process, transport: str, within: float) -> None:
         self.case = case
+        self._within = within
         self.process = process
         self.partners = {id: Partner(id, said, transport) for id, said in case.peers.items()}
         self.bound: dict[str, Any] = {"me": ME, "nowhere": NOWHERE[transport]}
@@ -137,6 +138,7 @@ class Stage:
         try:
             if self._started and self.process.code is None:
                 with suppress(Differs, Died):
+                    await self.process.tell("release", {})  # closing waits for handlers
                     id = await self.process.tell("close", {})
                     await self._answered(id, CLOSE_WITHIN)
         except TimeoutError:
@@ -165,7 +167,7 @@ class Stage:
                 for inner in step["repeat"]:
                     await self._step(inner)
             return
-        within = step.get("within", WITHIN)
+        within = step.get("within", self._within)
         for verb in step:
             if verb in STEPS:
                 method: Callable[..., Awaitable[None]] = getattr(self, f"_{verb}")

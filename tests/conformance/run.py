@@ -3,27 +3,26 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from .case import Case
 from .drive import Process
 from .implementation import Implementation
-from .play import Verdict, play
+from .play import WITHIN, Verdict, play
 
 LANES = 8  # most of the time a case waits
 CASE_SECONDS = 60.0
-Tell = Callable[[Verdict], None]
 
 
 def run(
-    implementation: Implementation, cases: Iterable[Case], tell: Tell = lambda verdict: None, lanes: int = LANES
+    implementation: Implementation, cases: Iterable[Case], *, lanes: int = LANES, within: float = WITHIN
 ) -> list[Verdict]:
     """How each case went."""
-    return asyncio.run(_run(implementation, list(cases), tell, lanes))
+    return asyncio.run(_run(implementation, list(cases), lanes, within))
 
 
-async def _run(implementation: Implementation, cases: list[Case], tell: Tell, lanes: int) -> list[Verdict]:
+async def _run(implementation: Implementation, cases: list[Case], lanes: int, within: float) -> list[Verdict]:
     waiting = iter(sorted(cases, key=lambda case: "exit" in str(case.steps)))  # those that end a process come last
     verdicts: dict[str, Verdict] = {}
 
@@ -35,10 +34,9 @@ async def _run(implementation: Implementation, cases: list[Case], tell: Tell, la
                 await process.start()
             began = time.perf_counter()
             verdict = replace(
-                await _played(case, process, implementation.transport), seconds=time.perf_counter() - began
+                await _played(case, process, implementation.transport, within), seconds=time.perf_counter() - began
             )
             verdicts[case.id] = verdict
-            tell(verdict)
             # What a failed case leaves behind must not spoil the next.
             if not implementation.reuse or not verdict.passed:
                 await _stop(process)
@@ -50,10 +48,10 @@ async def _run(implementation: Implementation, cases: list[Case], tell: Tell, la
     return [verdicts[case.id] for case in cases]
 
 
-async def _played(case: Case, process: Process, transport: str) -> Verdict:
+async def _played(case: Case, process: Process, transport: str, within: float) -> Verdict:
     try:
         async with asyncio.timeout(CASE_SECONDS):
-            return await play(case, process, transport)
+            return await play(case, process, transport, within)
     except TimeoutError:
         process.kill()
         return Verdict(case, f"{case.id}: it was not over after {CASE_SECONDS:g} s")

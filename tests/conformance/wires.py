@@ -111,7 +111,7 @@ async def _grpc_serve(accept: Accept) -> Server:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the runner")
 
     server = grpc.aio.server(options=_OPTIONS)
-    handler = grpc.stream_stream_rpc_method_handler(peer)
+    handler: Any = grpc.stream_stream_rpc_method_handler(peer)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
