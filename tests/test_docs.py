@@ -1,4 +1,4 @@
-"""README.md and docs/: every Python block runs, every command is typed in, every link leads somewhere.
+"""README.md, docs/ and the page of the Python client: every Python block runs, every command is typed in, every link leads somewhere.
 
 How a page is read:
 
@@ -30,7 +30,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLIENTS = [ROOT / "clients" / "README.md", ROOT / "clients" / "python" / "README.md"]  # others have tests of their own
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CLIENTS]
 ADDRESS = "127.0.0.1:50051"
 WEB_ADDRESS = "ws://127.0.0.1:8080"
 CI_ONLY = ("make",)

@@ -63,7 +63,7 @@ def _page(made: str, asked: argparse.Namespace) -> bool:
     """Write the table into its page, or see that it is there; whether that is wrong. Only a whole run can tell."""
     if asked.write:
         table.write(made)
-    if asked.only or asked.suite or asked.case or table.committed() == made:
+    if asked.only or asked.suite or asked.feature or asked.case or table.committed() == made:
         return False
     print("clients/README.md has another table: make conformance ARGS=--write", file=sys.stderr)
     return required()
@@ -79,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--reuse", action="store_true", help="one process of that command plays many cases")
     parser.add_argument("--only", action="append", default=[], help="an implementation by its name")
     parser.add_argument("--suite", action="append", default=[], choices=SUITES)
+    parser.add_argument("--feature", action="append", default=[], choices=table.FEATURES)
     parser.add_argument("--case", action="append", default=[], help="a case by its name; `*` stands for any text")
     parser.add_argument("--lanes", type=int, help="how many cases at once")
     parser.add_argument("--slow", action="store_true", help="say which cases took longest")
@@ -89,6 +90,8 @@ def _arguments() -> argparse.Namespace:
 
 def _wanted(case: Case, asked: argparse.Namespace) -> bool:
     if asked.suite and case.suite not in asked.suite:
+        return False
+    if asked.feature and not set(asked.feature) & set(case.features):
         return False
     return not asked.case or any(fnmatch(case.name, name) or fnmatch(case.id, name) for name in asked.case)
 
