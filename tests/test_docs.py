@@ -1,4 +1,4 @@
-"""README.md, docs/ and the page of the Python client: every Python block runs, every command is typed in, every link leads somewhere.
+"""README.md, docs/ and clients/: every Python block runs, every command is typed in, every link leads somewhere.
 
 How a page is read:
 
