@@ -1,6 +1,7 @@
 """Every implementation against every case: `pytest tests/conformance -k "Python and resume"`.
 
-The cases of one suite are played at once, as one group: with xdist they belong to one worker (`--dist loadgroup`).
+The cases of one implementation are played side by side, as one group: with xdist they belong to one worker
+(`--dist loadgroup`).
 """
 
 import pytest
@@ -13,7 +14,7 @@ from .run import lanes_here, run
 
 ALL = [(one, case) for one in implementations() for case in cases() if one.takes(case)]
 _prepared: dict[str, str] = {}  # by implementation: why it is not there, or nothing
-_verdicts: dict[tuple[str, str], dict[str, Verdict]] = {}
+_verdicts: dict[str, dict[str, Verdict]] = {}
 
 
 def _ready(implementation: Implementation) -> None:
@@ -31,30 +32,23 @@ def _ready(implementation: Implementation) -> None:
 
 
 def _played(request: pytest.FixtureRequest, implementation: Implementation, case: Case) -> Verdict:
-    """How the case went, played together with all of its suite that were asked for."""
-    key = (implementation.name, case.suite)
-    if key not in _verdicts:
-        asked = {item.name for item in request.session.items}
-        together = [
-            other
-            for one, other in ALL
-            if (one.name, other.suite) == key and f"test_case[{_id(one, other)}]" in {n.split("@")[0] for n in asked}
-        ]
-        _verdicts[key] = {v.case.id: v for v in run(implementation, together or [case], lanes=lanes_here())}
-    return _verdicts[key][case.id]
+    """How the case went, played together with all that were asked for."""
+    if implementation.name not in _verdicts:
+        asked = {item.name.split("@")[0] for item in request.session.items}
+        mine = [other for one, other in ALL if one == implementation and f"test_case[{_id(one, other)}]" in asked]
+        verdicts = run(implementation, mine, lanes=lanes_here())
+        _verdicts[implementation.name] = {verdict.case.id: verdict for verdict in verdicts}
+    return _verdicts[implementation.name][case.id]
 
 
 def _id(implementation: Implementation, case: Case) -> str:
     return f"{implementation.name}-{case.id}"
 
 
-@pytest.mark.timeout(300)  # the first of a suite plays all of it, and may have to build
+@pytest.mark.timeout(1_200)  # the first one plays all of them, and may have to build
 @pytest.mark.parametrize(
     ("implementation", "case"),
-    [
-        pytest.param(one, case, id=_id(one, case), marks=pytest.mark.xdist_group(f"{one.name}-{case.suite}"))
-        for one, case in ALL
-    ],
+    [pytest.param(one, case, id=_id(one, case), marks=pytest.mark.xdist_group(one.name)) for one, case in ALL],
 )
 def test_case(request: pytest.FixtureRequest, implementation: Implementation, case: Case) -> None:
     _ready(implementation)
