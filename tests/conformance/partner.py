@@ -51,6 +51,7 @@ class Partner:
         self.pings = 0  # of ours that ask whether something was understood
         self.made = 0  # messages of ours
         self.bytes = 0  # of all our Batch frames
+        self.received = 0  # the number of the last message that we were sent
         self.log: deque[str] = deque(maxlen=_LAST_FRAMES)
         self._accepted: asyncio.Queue[Wire] = asyncio.Queue()
         self._heard: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -184,6 +185,7 @@ class Partner:
         if self._expected is not None and batch["seq"] != self._expected:
             self._wrong = f"a Batch begins with {batch['seq']}, and {self._expected} was due"
         self._expected = batch["seq"] + len(batch["messages"])
+        self.received = self._expected - 1
 
     async def frame(self, wanted: str) -> dict[str, Any]:
         """The next frame, but for those that are skipped."""

@@ -40,10 +40,12 @@ class Verdict:
 async def play(case: Case, process: Process, transport: str, within: float = WITHIN) -> Verdict:
     """Play the case; afterwards the process has no exchange. What is expected has so many seconds to come."""
     stage = Stage(case, process, transport, within)
+    why = ""
     try:
-        return Verdict(case, await stage.play())
+        why = await stage.play()
     finally:
-        await stage.clear()
+        hangs = await stage.clear()
+    return Verdict(case, why or hangs)
 
 
 class Stage:
@@ -132,8 +134,9 @@ class Stage:
             raise Differs(f"it answered {answer['error']}")
         return answer["value"]
 
-    async def clear(self) -> None:
-        """Close the exchange of the process, whatever state it is in."""
+    async def clear(self) -> str:
+        """Close the exchange of the process, whatever state it is in; why that could not be done."""
+        hangs = ""
         leaving = [asyncio.create_task(self._take_leave(partner)) for partner in self.partners.values()]
         try:
             if self._started and self.process.code is None:
@@ -142,10 +145,12 @@ class Stage:
                     id = await self.process.tell("close", {})
                     await self._answered(id, CLOSE_WITHIN)
         except TimeoutError:
+            hangs = self._told(f"after the last step: it does not close within {CLOSE_WITHIN:g} s")
             self.process.kill()
         for task in leaving:
             task.cancel()
         await asyncio.gather(*(partner.close() for partner in self.partners.values()), return_exceptions=True)
+        return hangs
 
     async def _take_leave(self, partner: Partner) -> None:
         """Answer a Goodbye, so that nobody waits for it."""
@@ -155,7 +160,7 @@ class Stage:
         with suppress(Differs):
             while "the end" not in (frame := await partner.frame("goodbye")):
                 if "goodbye" in frame:
-                    await partner.say({"goodbye": {"exchange": partner.id, "received": 0}})
+                    await partner.say({"goodbye": {"exchange": partner.id, "received": partner.received}})
                     await partner.wire.end()
                     return
 
