@@ -18,7 +18,7 @@ from . import table
 from .case import SUITES, Case, cases
 from .implementation import Implementation, Missing, implementations, known_failures, required
 from .play import Verdict
-from .run import lanes_here, run
+from .run import run
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
             continue
         began = time.perf_counter()
         mine = [case for case in chosen if implementation.takes(case)]
-        verdicts = run(implementation, mine, lanes=asked.lanes or lanes_here())
+        verdicts = run(implementation, mine, lanes=asked.lanes)
         results[implementation.name] = verdicts
         wrong = _wrong(implementation, verdicts)
         bad += len(wrong)
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--suite", action="append", default=[], choices=SUITES)
     parser.add_argument("--feature", action="append", default=[], choices=table.FEATURES)
     parser.add_argument("--case", action="append", default=[], help="a case by its name; `*` stands for any text")
-    parser.add_argument("--lanes", type=int, help="how many cases at once")
+    parser.add_argument("--lanes", type=int, default=0, help="how many cases at once")
     parser.add_argument("--slow", action="store_true", help="say which cases took longest")
     parser.add_argument("--list", action="store_true", help="say what the cases are")
     parser.add_argument("--write", action="store_true", help="write the table of clients/README.md anew")

@@ -15,6 +15,7 @@ from .case import Case
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD_SECONDS = 900
+LANES = 8  # cases at once: most of the time a case waits
 
 
 class Missing(Exception):
@@ -30,6 +31,7 @@ class Implementation:
     transport: str
     can: frozenset[str] = frozenset()
     reuse: bool = False
+    lanes: int = LANES
     tool: str = ""
     build: tuple[str, ...] = ()
     place: Path = ROOT
@@ -74,6 +76,7 @@ def _of(spec: dict[str, Any]) -> Implementation:
         transport=spec["transport"],
         can=frozenset(spec.get("can", ())),
         reuse=spec.get("reuse", False),
+        lanes=spec.get("lanes", LANES),
         tool=spec.get("tool", ""),
         build=tuple(spec.get("build", ())),
         place=ROOT / spec.get("in", "."),

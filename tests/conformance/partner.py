@@ -20,6 +20,7 @@ from .wires import Wire
 SKIPPED = frozenset({"ack", "credit", "ping", "pong", "interest"})  # unless they are asked for
 EPOCH = 7
 _LAST_FRAMES = 40
+_SHOWN = 600  # of a frame, for people
 
 WELCOME: dict[str, Any] = {
     "epoch": EPOCH,
@@ -239,7 +240,7 @@ class Partner:
 
 def _brief(value: Any) -> str:
     text = repr(_without_empty(value))
-    return text if len(text) <= 600 else f"{text[:600]}..."
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _without_empty(value: Any) -> Any:
@@ -247,5 +248,5 @@ def _without_empty(value: Any) -> Any:
         pairs = ((key, _without_empty(item)) for key, item in value.items() if not str(key).startswith("$"))
         return {key: item for key, item in pairs if item not in (None, "", 0, b"", [], {}, False)}
     if isinstance(value, list):
-        return [_without_empty(item) for item in value]
-    return value
+        return [_without_empty(item) for item in value[:_SHOWN]]
+    return value[:_SHOWN] if isinstance(value, str | bytes) else value

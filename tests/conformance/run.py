@@ -1,7 +1,6 @@
 """Plays many cases against one implementation, several at once, each lane with a process of its own."""
 
 import asyncio
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,15 +10,14 @@ from .drive import Process
 from .implementation import Implementation
 from .play import WITHIN, Verdict, play
 
-LANES = 8  # most of the time a case waits
 CASE_SECONDS = 60.0
 
 
 def run(
-    implementation: Implementation, cases: Iterable[Case], *, lanes: int = LANES, within: float = WITHIN
+    implementation: Implementation, cases: Iterable[Case], *, lanes: int = 0, within: float = WITHIN
 ) -> list[Verdict]:
     """How each case went."""
-    return asyncio.run(_run(implementation, list(cases), lanes, within))
+    return asyncio.run(_run(implementation, list(cases), lanes or implementation.lanes, within))
 
 
 async def _run(implementation: Implementation, cases: list[Case], lanes: int, within: float) -> list[Verdict]:
@@ -60,8 +58,3 @@ async def _played(case: Case, process: Process, transport: str, within: float) -
 async def _stop(process: Process) -> None:
     if process.code is None:
         await process.stop()
-
-
-def lanes_here() -> int:
-    """How many at once: `EXCHANGE_LANES`, or the usual."""
-    return int(os.environ.get("EXCHANGE_LANES", LANES))

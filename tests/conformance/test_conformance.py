@@ -10,7 +10,7 @@ from . import table
 from .case import SUITES, Case, cases
 from .implementation import Implementation, Missing, implementations, known_failures, required
 from .play import Verdict
-from .run import lanes_here, run
+from .run import run
 
 ALL = [(one, case) for one in implementations() for case in cases() if one.takes(case)]
 _prepared: dict[str, str] = {}  # by implementation: why it is not there, or nothing
@@ -36,7 +36,7 @@ def _played(request: pytest.FixtureRequest, implementation: Implementation, case
     if implementation.name not in _verdicts:
         asked = {item.name.split("@")[0] for item in request.session.items}
         mine = [other for one, other in ALL if one == implementation and f"test_case[{_id(one, other)}]" in asked]
-        verdicts = run(implementation, mine, lanes=lanes_here())
+        verdicts = run(implementation, mine)
         _verdicts[implementation.name] = {verdict.case.id: verdict for verdict in verdicts}
     return _verdicts[implementation.name][case.id]
 
