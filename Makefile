@@ -69,6 +69,7 @@ with_node = @if command -v npm >/dev/null; then $(1); \
 	elif [ -n "$(2)" ]; then echo "There is no Node.js: $(2)."; [ -z "$$EXCHANGE_REQUIRE_ALL" ]; fi
 
 .PHONY: test-typescript check-typescript
+conformance test: $(TYPESCRIPT)/node_modules/.made
 test: test-typescript
 check: check-typescript
 generate check: .tools/protoc-gen-es/.made

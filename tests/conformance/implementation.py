@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Implementation:
     reuse: bool = False
     lanes: int = LANES
     tool: str = ""
+    made: str = ""
     build: tuple[str, ...] = ()
     place: Path = ROOT
     environment: tuple[tuple[str, str], ...] = ()
@@ -51,13 +53,29 @@ class Implementation:
             raise Missing(f"{self.name}: there is no {self.place.relative_to(ROOT)}")
         if self.tool and shutil.which(self.tool, path=_path()) is None:
             raise Missing(f"{self.name}: there is no {self.tool}")
+        if self.made and not (self.place / self.made).exists():
+            raise Missing(f"{self.name}: there is no {self.made} in {self.place.relative_to(ROOT)}, which make makes")
         if self.build:
+            self._build()
+
+    def _build(self) -> None:
+        """Once in a run, whichever of its processes comes first: others may be running what is built."""
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+        stamp = ROOT / ".build" / f"conformance-{self.place.name}"
+        stamp.parent.mkdir(exist_ok=True)
+        with stamp.open("a+", encoding="utf-8") as built:
+            flock(built, LOCK_EX)
+            built.seek(0)
+            if built.read() == run:
+                return
             done = subprocess.run(
                 self.build, cwd=self.place, capture_output=True, text=True, timeout=BUILD_SECONDS,
                 env={**os.environ, "PATH": _path()},
             )  # fmt: skip
             if done.returncode:
                 raise RuntimeError(f"{self.name} cannot be built:\n{done.stdout[-2_000:]}{done.stderr[-4_000:]}")
+            built.truncate(0)
+            built.write(run)
 
 
 def _path() -> str:
@@ -78,6 +96,7 @@ def _of(spec: dict[str, Any]) -> Implementation:
         reuse=spec.get("reuse", False),
         lanes=spec.get("lanes", LANES),
         tool=spec.get("tool", ""),
+        made=spec.get("made", ""),
         build=tuple(spec.get("build", ())),
         place=ROOT / spec.get("in", "."),
     )
