@@ -61,7 +61,7 @@ class Implementation:
     def _build(self) -> None:
         """Once in a run, whichever of its processes comes first: others may be running what is built."""
         run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-        stamp = ROOT / ".build" / f"conformance-{self.place.name}"
+        stamp = ROOT / ".build" / f"{self.place.name}-built-for"
         stamp.parent.mkdir(exist_ok=True)
         with stamp.open("a+", encoding="utf-8") as built:
             flock(built, LOCK_EX)
