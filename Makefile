@@ -1,5 +1,5 @@
 # The verbs of this project, for people and for CI alike. `make` alone lists them.
-# What they need they make: .venv (the project and its tools), .tools (protoc, grpcurl, nats-server), .build.
+# What they need they make: .venv (the project and its tools), .tools (generators, grpcurl, nats-server), .build.
 
 PYTHON ?= python3
 ADDR ?= 127.0.0.1:50051
@@ -11,19 +11,25 @@ ARGS ?=
 PROTOC := grpcio-tools==1.81.1 mypy-protobuf==5.1.0
 GRPCURL := v1.9.4
 NATS_SERVER := v2.15.3
+PROTOC_GEN_ES := 2.13.0
 
 BIN := .venv/bin
 RELEASED := proto/released.binpb
 BUF_BUILD := $(BIN)/buf build proto --exclude-source-info -o
 GENERATE := PROTOC_PYTHON=.tools/protoc/bin/python GOOGLEAPIS=.build/googleapis \
 	PROTOC_GEN_ES=.tools/protoc-gen-es/node_modules/.bin/protoc-gen-es scripts/generate
+GENERATORS := .tools/protoc/.made .tools/protoc-gen-es/.made .build/googleapis/.made
+NODE_MODULES := clients/typescript/node_modules/.made
+CLIENTS := go rust typescript
 
+export CARGO_TARGET_DIR := $(CURDIR)/.build/rust
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test drill conformance check generate freeze bench
+.PHONY: help run test drill conformance check generate freeze bench \
+	$(CLIENTS:%=test-%) $(CLIENTS:%=check-%)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,16 +37,16 @@ help: ## this list
 run: .venv/.made ## an exchange with demo handlers on ADDR (127.0.0.1:50051)
 	$(BIN)/exchange serve --demo --grpc $(ADDR)
 
-test: .venv/.made .tools/.grpcurl-$(GRPCURL) ## the tests, but for the drills; ARGS='-k name' goes to pytest
+test: .venv/.made .tools/.grpcurl-$(GRPCURL) $(NODE_MODULES) $(if $(ARGS),,$(CLIENTS:%=test-%)) ## the tests, but for the drills; ARGS='-k name' goes to pytest, and is all then
 	$(BIN)/pytest -m "not drill" -n auto --dist loadgroup $(ARGS)
 
-drill: .venv/.made .tools/.grpcurl-$(GRPCURL) ## the slow, loud and long tests
+drill: .venv/.made .tools/.grpcurl-$(GRPCURL) $(NODE_MODULES) ## the slow, loud and long tests
 	$(BIN)/pytest -m drill $(ARGS)
 
-conformance: .venv/.made ## every client against every case; ARGS='--only Go --case "*resume*"' plays some
+conformance: .venv/.made $(NODE_MODULES) ## every client against every case; ARGS='--only Go --case "*resume*"' plays some
 	cd tests && ../$(BIN)/python -m conformance $(ARGS)
 
-check: .venv/.made .tools/protoc/.made .build/googleapis/.made ## style, types, the contract, no drift of generated code
+check: .venv/.made $(GENERATORS) $(CLIENTS:%=check-%) ## style, types, the contract, no drift of generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -51,41 +57,53 @@ check: .venv/.made .tools/protoc/.made .build/googleapis/.made ## style, types, 
 	$(GENERATE) .build/generated
 	@diff -r -x __pycache__ generated .build/generated || { echo "generated/ is not what proto/ says: make generate" >&2; exit 1; }
 
-generate: .tools/protoc/.made .build/googleapis/.made ## generated/, anew from proto/
+generate: $(GENERATORS) ## generated/, anew from proto/
 	$(GENERATE) generated
 
 freeze: .venv/.made .build/googleapis/.made ## at a release: the contract as it is, for later ones not to break
 	$(BUF_BUILD) $(RELEASED)
 
-bench: .venv/.made .tools/.nats-server-$(NATS_SERVER) ## the benchmarks; ARGS='nats kernel' runs those
+bench: .venv/.made .tools/.nats-server-$(NATS_SERVER) $(NODE_MODULES) ## the benchmarks; ARGS='nats kernel' runs those
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# ---- TypeScript: the plugin that generates it, and its client. Without Node.js 20 or newer a line says that it is skipped.
+# ---- the clients: where the tool of a language is missing a line says so, and EXCHANGE_REQUIRE_ALL=1 makes it a failure
 
-TYPESCRIPT := clients/typescript
-PROTOC_GEN_ES := 2.13.0
-# $(call with_node,COMMAND,WHAT IS SKIPPED): what only prepares says nothing when it is skipped.
-with_node = @if command -v npm >/dev/null; then $(1); \
-	elif [ -n "$(2)" ]; then echo "There is no Node.js: $(2)."; [ -z "$$EXCHANGE_REQUIRE_ALL" ]; fi
+# $(call with,TOOL,WHAT IS SKIPPED WITHOUT IT,COMMANDS)
+define with
+	@if command -v $(1) >/dev/null; then set -ex; $(3); \
+	else echo "There is no $(1): $(2)"; [ "$$EXCHANGE_REQUIRE_ALL" != 1 ]; fi
+endef
 
-.PHONY: test-typescript check-typescript
-conformance test: $(TYPESCRIPT)/node_modules/.made
-test: test-typescript
-check: check-typescript
-generate check: .tools/protoc-gen-es/.made
+test-go: .venv/.made
+	$(call with,go,the Go client is not tested.,cd clients/go; \
+		go test -count=1 $$(test "$$(go env CGO_ENABLED)" = 0 || echo -race) ./...)
 
-test-typescript: .venv/.made $(TYPESCRIPT)/node_modules/.made
-	$(call with_node,cd $(TYPESCRIPT) && npm run --silent build && npm test --silent,the tests of $(TYPESCRIPT) are skipped)
+check-go:
+	$(call with,go,the Go client is not checked.,cd clients/go; \
+		test -z "$$(gofmt -l . | tee /dev/stderr)"; go vet ./...; go tool staticcheck ./...)
 
-check-typescript: $(TYPESCRIPT)/node_modules/.made
-	$(call with_node,cd $(TYPESCRIPT) && npm run --silent check,$(TYPESCRIPT) is not checked)
+test-rust: .venv/.made
+	$(call with,cargo,the Rust client is not tested.,cd clients/rust; cargo test --locked --quiet --all-features)
+
+check-rust:
+	$(call with,cargo,the Rust client is not checked.,cd clients/rust; cargo fmt --check; \
+		cargo fmt --check --manifest-path ../../scripts/generate-rust/Cargo.toml; \
+		cargo clippy --locked --quiet --all-targets --all-features -- -D warnings; \
+		RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --no-deps -p exchange-grpc -p exchange-proto)
+
+test-typescript: .venv/.made $(NODE_MODULES)
+	$(call with,npm,the TypeScript client is not tested.,cd clients/typescript; npm run --silent build; npm test --silent)
+
+check-typescript: $(NODE_MODULES)
+	$(call with,npm,the TypeScript client is not checked.,cd clients/typescript; npm run --silent check)
+
+$(NODE_MODULES): clients/typescript/package-lock.json generated/typescript/index.js
+	$(call with,npm,what needs the packages of the TypeScript client is skipped.,cd clients/typescript; \
+		npm ci --loglevel=error; touch node_modules/.made)
 
 .tools/protoc-gen-es/.made: Makefile
-	$(call with_node,mkdir -p $(@D) && npm install --loglevel=error --no-save --prefix $(@D) \
-		@bufbuild/protoc-gen-es@$(PROTOC_GEN_ES) && touch $@)
-
-$(TYPESCRIPT)/node_modules/.made: $(TYPESCRIPT)/package-lock.json generated/typescript/index.js
-	$(call with_node,cd $(TYPESCRIPT) && npm ci --loglevel=error && touch node_modules/.made)
+	$(call with,npm,generated/typescript stays as it is.,mkdir -p $(@D); \
+		npm install --loglevel=error --no-save --prefix $(@D) @bufbuild/protoc-gen-es@$(PROTOC_GEN_ES); touch $@)
 
 # ---- what the others need
 
@@ -130,42 +148,3 @@ endef
 
 .tools/.nats-server-$(NATS_SERVER):
 	$(call go_install,nats-server,github.com/nats-io/nats-server/v2@$(NATS_SERVER),Exchange is measured without it)
-
-# ---- The Go client. Where there is no Go it is skipped with a line, but for EXCHANGE_REQUIRE_ALL.
-.PHONY: test-go check-go
-test: $(if $(ARGS),,test-go)
-check: check-go
-
-# $(call with_go,COMMANDS), in clients/go
-with_go = @if go version >/dev/null 2>&1; then cd clients/go && $(1); elif [ -n "$$EXCHANGE_REQUIRE_ALL" ]; then \
-	echo "There is no Go, and EXCHANGE_REQUIRE_ALL wants it." >&2; exit 1; else echo "There is no Go: its client is skipped."; fi
-
-test-go: .venv/.made
-	$(call with_go,go test -count=1 $$(test "$$(go env CGO_ENABLED)" = 0 || echo -race) ./...)
-
-check-go:
-	$(call with_go,test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go tool staticcheck ./...)
-# ---- end of Go
-
-# --- Rust: clients/rust. Where there is no cargo there is a line here, and a failure under EXCHANGE_REQUIRE_ALL=1.
-.PHONY: rust-test rust-check
-test: rust-test
-check: rust-check
-
-# $(call cargo,WHAT IS SKIPPED WITHOUT IT,COMMANDS)
-define cargo
-	@if command -v cargo >/dev/null; then \
-		set -ex; cd clients/rust; $(2); \
-	else \
-		echo "There is no cargo: $(1) skipped."; test "$(EXCHANGE_REQUIRE_ALL)" != 1; \
-	fi
-endef
-
-rust-test: .venv/.made
-	$(call cargo,the tests of the Rust client are,cargo test --locked --quiet --all-features)
-
-rust-check:
-	$(call cargo,the checks of the Rust client are,\
-		cargo fmt --check; cargo fmt --check --manifest-path ../../scripts/generate-rust/Cargo.toml; \
-		cargo clippy --locked --quiet --all-targets --all-features -- -D warnings; \
-		RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --no-deps -p exchange-grpc -p exchange-proto)
