@@ -92,7 +92,7 @@ async def hub() -> AsyncIterator[dict[str, str]]:
     """`exchange serve`: where it is, by transport."""
     serve = Path(sys.executable).with_name("exchange")
     process = await asyncio.create_subprocess_exec(
-        str(serve), "serve", "--id", "hub", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0",
+        str(serve), "serve", "--id", "hub", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-level", "warning",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

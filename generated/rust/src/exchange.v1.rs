@@ -444,7 +444,7 @@ pub struct Batch {
     ///    breaks the stream once, for the session to be resumed; a second one in the same place ends it.
     #[prost(uint64, tag = "1")]
     pub seq: u64,
-    /// The messages. A message that is refused is answered by a Reject, and the others stand.
+    /// The messages, at most 4,096. A message that is refused is answered by a Reject, and the others stand.
     #[prost(message, repeated, tag = "2")]
     pub messages: ::prost::alloc::vec::Vec<Message>,
 }

@@ -735,7 +735,7 @@ type Batch struct {
 	// 1. Zero: not counted, the receiver counts for itself. What was taken before is not taken again. A gap
 	// breaks the stream once, for the session to be resumed; a second one in the same place ends it.
 	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	// The messages. A message that is refused is answered by a Reject, and the others stand.
+	// The messages, at most 4,096. A message that is refused is answered by a Reject, and the others stand.
 	Messages      []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

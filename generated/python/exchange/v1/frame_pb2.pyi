@@ -366,7 +366,7 @@ class Batch(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The messages. A message that is refused is answered by a Reject, and the others stand."""
+        """The messages, at most 4,096. A message that is refused is answered by a Reject, and the others stand."""
 
     def __init__(
         self,

@@ -406,7 +406,7 @@ export declare type Batch = Message<"exchange.v1.Batch"> & {
   seq: bigint;
 
   /**
-   * The messages. A message that is refused is answered by a Reject, and the others stand.
+   * The messages, at most 4,096. A message that is refused is answered by a Reject, and the others stand.
    *
    * @generated from field: repeated exchange.v1.Message messages = 2;
    */
