@@ -50,7 +50,8 @@ const server = createServer((request, response) => {
   response.setHeader("content-type", isScript ? "text/javascript" : "text/html");
   response.end(isScript ? script : '<!doctype html><title>Exchange</title><script type="module" src="/page.js"></script>');
 });
-await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+const wanted = Number(process.env.PAGE_PORT ?? 0); // of an origin that somebody allows; 0: any that is free
+await new Promise((resolve) => server.listen(wanted, "127.0.0.1", () => resolve(undefined)));
 const { port } = /** @type {import("node:net").AddressInfo} */ (server.address());
 
 /** @type {Promise<import("ws").WebSocket>} */
