@@ -67,6 +67,7 @@ class Channel:
             self._law.breach(f"{message.id} was put twice on {self.line}")
         self._waiting[message.id] = message
         self._fate[message.id] = "put"
+        self._law.asked(self.line, message)
 
     def take_back(self, message: Message) -> None:
         """It could not be put there."""
@@ -149,7 +150,7 @@ class Law:
         self._handled: dict[str, set[Node]] = defaultdict(set)
         self._bad: dict[str, Outcome] = {}
         self._had: dict[Node, dict[str, tuple[Line, Line, str]]] = defaultdict(dict)  # by whom, in which session
-        self._lies: set[str] = set()  # replies of somebody who had no such request
+        self._lies: dict[str, tuple[str, str]] = {}  # replies of somebody who had no such request: which, and who
         self._crashed: set[str] = set()  # they were with an exchange that has crashed
         self._excused: set[str] = set()
         self._last: dict[tuple[Any, ...], tuple[int, float]] = {}
@@ -232,7 +233,14 @@ class Law:
         asked = line.node.router._open.get(reply.reply_to)
         liar = line.session.peer
         if asked is not None and liar is not None and liar.exchange not in asked.holders():
-            self._lies.add(reply.id)
+            self._lies[reply.id] = reply.reply_to, liar.exchange
+
+    def asked(self, line: "Line", request: Message) -> None:
+        """Whoever is asked may answer, and be it by what he said in the same breath that let the request go."""
+        peer = line.session.peer
+        if self._lies and peer is not None:
+            about = request.id, peer.exchange
+            self._lies = {reply: lie for reply, lie in self._lies.items() if lie != about}
 
     def wrote(self, line: "Line") -> None:
         """A line has written a frame: what it keeps is within its bounds."""
