@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("kernel", "state", "messages", "observe", "nats")
+BENCHMARKS = ("kernel", "state", "messages", "observe", "nats", "languages")
 
 
 def main(names: list[str]) -> int:
