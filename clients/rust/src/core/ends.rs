@@ -188,6 +188,9 @@ impl Core {
         if let Some(peer) = entry.link.as_ref().and_then(|link| self.links.get_mut(link)) {
             peer.came.remove(id);
         }
+        if let Some(line) = entry.link.as_ref().and_then(|link| self.by_peer.get(link)) {
+            self.wake(*line); // it may have been all that was waited for
+        }
         for holder in entry.holders() {
             if let Some(peer) = self.links.get_mut(&holder) {
                 peer.out.remove(id);

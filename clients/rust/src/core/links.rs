@@ -4,13 +4,14 @@
 //! lasts. A line is in `by_peer` as long as its session may be resumed; a peer is in `links` (for routing) from its first
 //! handshake until nobody should wait for it any more. The side that dialled dials again; the other side waits.
 
+use std::collections::BTreeMap;
 use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use exchange_proto::exchange::v1 as proto;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ConnId, Core, Event, LineId, Notice};
+use super::{ConnId, Core, Event, LineId, Link, Notice};
 use crate::error::{Code, Error, RequestError, Result};
 use crate::limits::{CONTEST_SECONDS, FRAME_BYTES, LINKS, MESSAGE_BYTES, RETRY_AFTER_MS};
 use crate::message::{Kind, Message, Time};
@@ -44,7 +45,7 @@ pub(crate) struct Line {
     /// By our own wish.
     leaving: bool,
     finished: bool,
-    /// The other side will send no more, but reads.
+    /// The other side will send no more, but reads: what it asked is still answered, then the link ends.
     read_all: bool,
     /// It has been shown as connected.
     known: bool,
@@ -141,7 +142,6 @@ impl Core {
             self.ledger.note(&message.head);
         }
         self.wake(id);
-        self.check_half_closed(id);
         Ok(id)
     }
 
@@ -156,7 +156,7 @@ impl Core {
     }
 
     /// The session has something to say.
-    fn wake(&mut self, id: LineId) {
+    pub(super) fn wake(&mut self, id: LineId) {
         let Some(line) = self.lines.get_mut(&id) else { return };
         match line.connection.and_then(|conn| self.conns.get_mut(&conn)) {
             Some(conn) => {
@@ -179,6 +179,9 @@ impl Core {
         };
         if conn.dropped.is_some() {
             return Poll::Ready(None);
+        }
+        if line.read_all && line.session.peer.as_ref().is_none_or(|peer| has_all_answers(&self.links, peer)) {
+            line.session.say_goodbye(Code::Ok, "", 0);
         }
         let mut expired = Vec::new();
         let data = line.session.data_to_send(now, &mut expired);
@@ -431,23 +434,8 @@ impl Core {
             return false; // who resumes says goodbye before it ends
         }
         line.read_all = true;
-        self.check_half_closed(id);
         self.wake(id);
         true
-    }
-
-    /// What it asked is still answered, then the link ends.
-    fn check_half_closed(&mut self, id: LineId) {
-        let Some(line) = self.lines.get_mut(&id).filter(|line| line.read_all) else { return };
-        let peer = line.session.peer.as_ref().and_then(|peer| self.links.get(&peer.exchange));
-        if peer.is_none_or(|peer| peer.came.is_empty()) {
-            line.session.say_goodbye(Code::Ok, "", 0);
-            if let Some(waker) =
-                line.connection.and_then(|conn| self.conns.get_mut(&conn)).and_then(|conn| conn.waker.take())
-            {
-                self.wakers.push(waker);
-            }
-        }
     }
 
     fn understand(&mut self, id: LineId, said: Vec<Said>, now: Time) {
@@ -854,6 +842,11 @@ impl Core {
         }
         self.lines.values_mut().for_each(|line| line.leaving = true);
     }
+}
+
+/// Whether nothing is open of what this peer asked.
+fn has_all_answers(links: &BTreeMap<String, Link>, peer: &Introduction) -> bool {
+    links.get(&peer.exchange).is_none_or(|link| link.came.is_empty())
 }
 
 /// What of this is not in the other.

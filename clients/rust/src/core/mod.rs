@@ -10,6 +10,8 @@ mod neighbours;
 mod routing;
 mod scatter;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
