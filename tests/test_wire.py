@@ -727,6 +727,8 @@ def test_a_frame_of_too_many_messages_is_not_parsed() -> None:
     got = wire.decode(frame(batch=frame_pb2.Batch(messages=messages[1:])), NOW)
     assert isinstance(got, Batch)
     assert len(got.messages) == FRAME_MESSAGES
+    with pytest.raises(LimitExceeded, match="more than 4096 messages"):  # keys that are longer than they need to be
+        wire.decode(tag(3, b"\x92\x00\x00" * (FRAME_MESSAGES + 1)), NOW)
     full_of_keys = message_pb2.Message(name="a", json=b'"' + b"\x12" * (FRAME_MESSAGES + 1) + b'"')
     assert isinstance(wire.decode(frame(batch=frame_pb2.Batch(messages=[full_of_keys])), NOW), Batch)
 
