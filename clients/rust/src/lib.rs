@@ -25,6 +25,7 @@
 
 mod call;
 mod core;
+mod count;
 mod dispatch;
 mod emit;
 mod error;

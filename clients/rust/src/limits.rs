@@ -7,6 +7,8 @@ use std::time::Duration;
 pub const MESSAGE_BYTES: usize = 4 << 20;
 /// One write on a link; a larger frame ends the session.
 pub const FRAME_BYTES: usize = 16 << 20;
+/// Messages in one frame that is taken, from whoever writes more at once than we do.
+pub const FRAME_MESSAGES: usize = 4_096;
 /// A name or a pattern, in UTF-8.
 pub const NAME_BYTES: usize = 255;
 /// An exchange id.

@@ -7,6 +7,7 @@ use prost::Message as _;
 use super::inbox::{Credit, NotTaken};
 use super::introduction::Introduction;
 use super::{Ended, Event, Phase, Session, Taken, farewell};
+use crate::count;
 use crate::error::{Code, Error, Result};
 use crate::limits::{FRAME_BYTES, ID_LENGTH, MESSAGE_BYTES, NAMES_PER_PEER};
 use crate::message::{Head, Hop, Kind, Message, Time};
@@ -27,6 +28,9 @@ impl Session {
         let size = data.len();
         if size > FRAME_BYTES {
             return self.broken(&format!("the frame is larger than {FRAME_BYTES} bytes"));
+        }
+        if let Err(reason) = count::check(&data) {
+            return self.broken(&reason);
         }
         let Ok(frame) = proto::Frame::decode(data) else {
             return self.broken("the frame cannot be parsed");
