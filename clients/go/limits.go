@@ -11,6 +11,7 @@ import (
 const (
 	messageBytes     = 4 << 20  // gRPC's own default for what is received: any stub takes it
 	frameBytes       = 16 << 20 // a few of the largest messages
+	frameMessages    = 4_096    // in one frame, from whoever writes more at once than we do
 	nameBytes        = 255
 	idLength         = 64
 	contentTypeBytes = 255

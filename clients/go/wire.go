@@ -26,6 +26,8 @@ const (
 	timeLeftBytes = 11 // at most, with its tag
 )
 
+var errUnparsed = invalid("the frame cannot be parsed")
+
 var wellFormedParent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // incoming is a frame that came, of so many bytes: read, or why it cannot be taken as a whole.
@@ -50,8 +52,11 @@ func decodeFrame(data []byte, now time.Time) incoming {
 		in.err = tooMuch("the frame is larger than %d bytes", frameBytes)
 		return in
 	}
+	if in.err = checkCount(data); in.err != nil {
+		return in
+	}
 	if err := (proto.UnmarshalOptions{RecursionLimit: protobufDepth}).Unmarshal(data, in.frame); err != nil {
-		in.err = invalid("the frame cannot be parsed")
+		in.err = errUnparsed
 		return in
 	}
 	batch := in.frame.GetBatch()
