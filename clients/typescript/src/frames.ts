@@ -23,6 +23,7 @@ import {
   type Reject,
   type Welcome,
 } from "@exchange-grpc/proto";
+import { checkMessages } from "./count.js";
 import { InvalidMessage, LimitExceeded } from "./errors.js";
 import { FRAME_BYTES, HOPS, MESSAGE_BYTES, NAMES_PER_PEER } from "./limits.js";
 import { checkId, checkName, checkPattern, shown } from "./patterns.js";
@@ -88,6 +89,7 @@ export interface Target {
 /** The frame in `data`. Throws InvalidMessage for one that cannot be taken as a whole. */
 export function decodeFrame(data: Uint8Array): Frame {
   if (data.length > FRAME_BYTES) throw new LimitExceeded(`the frame is larger than ${FRAME_BYTES} bytes`);
+  checkMessages(data);
   let frame: Frame;
   try {
     frame = fromBinary(FrameSchema, data);

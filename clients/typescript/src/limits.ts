@@ -11,6 +11,8 @@
 export const MESSAGE_BYTES = 4 * 2 ** 20; // all of one message
 export const FRAME_BYTES = 16 * 2 ** 20; // one write on a link
 export const TEXT_FRAME_BYTES = 24 * 2 ** 20; // ... as JSON: base64 makes four bytes of three, and fields have names
+export const TEXT_ITEMS = 200_000; // commas and opening brackets of such a text
+export const FRAME_MESSAGES = 4_096; // in one frame, from whoever writes more at once than we do
 export const NAME_BYTES = 255; // fits one length byte everywhere
 export const CONTENT_TYPE_BYTES = 255; // registered media types stay far below
 export const HEADERS_BYTES = 8 * 2 ** 10; // what HTTP servers take

@@ -6,6 +6,7 @@
 
 import { fromBinary, fromJsonString, toBinary, toJsonString } from "@bufbuild/protobuf";
 import { FrameSchema } from "@exchange-grpc/proto";
+import { checkItems } from "./count.js";
 import { AddressError, InvalidMessage } from "./errors.js";
 
 export const BINARY_PROTOCOL = "exchange.v1"; // a message is one Frame in protobuf
@@ -39,8 +40,9 @@ export function read(data: Uint8Array | string, protocol: string): Uint8Array | 
   }
   if (!isText) return data;
   try {
+    checkItems(data);
     return toBinary(FrameSchema, fromJsonString(FrameSchema, data, { ignoreUnknownFields: true }));
-  } catch {
-    return new InvalidMessage("the frame cannot be parsed");
+  } catch (error) {
+    return error instanceof InvalidMessage ? error : new InvalidMessage("the frame cannot be parsed");
   }
 }
