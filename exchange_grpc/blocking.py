@@ -31,7 +31,7 @@ from .message import NO_HEADERS, Kind, Message, Seen, encode_value
 from .patterns import check_id, check_name, check_pattern, shown
 from .payload import decode_json, encode_json
 from .remote import StateValue
-from .transports.grpc import target_of
+from .transports.grpc import said, target_of
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # what is observed or watched may be larger than one message
@@ -81,7 +81,7 @@ def error_of(error: grpc.RpcError) -> RequestError:
     code = Code(call.code().value[0])
     text = next(iter(str(call.details() or "").splitlines()), "")[:200] or "no reason was given"
     if code is Code.UNAVAILABLE:
-        text = f"the connection failed: {text}"
+        text = f"the connection failed: {said(call)}"
     elif code is Code.DEADLINE_EXCEEDED:
         text = "no answer in time"
     return request_error(code, text, reason=code.name)

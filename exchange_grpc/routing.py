@@ -271,7 +271,7 @@ class Router:
             error = request_error(Code.OUT_OF_RANGE, text, reason="TOO_MANY_HOPS", at=self.me, delivered=False)
             self._fail(message, link, now, Outcome.DENIED, error)
         elif message.deadline <= now:
-            self._fail(message, link, now, Outcome.EXPIRED, self._too_late())
+            self._fail(message, link, now, Outcome.EXPIRED, self._too_late(message))
         else:
             if len(hops) > 1:  # like a switch: its origin lies behind this link
                 self._discovery.learn(Target("exchange", message.from_), link, len(hops), now)
@@ -635,8 +635,8 @@ class Router:
     def _unhandled(self, reason: str) -> Unhandled:
         return Unhandled(reason, at=self.me, delivered=False)
 
-    def _too_late(self) -> RequestError:
-        return request_error(Code.DEADLINE_EXCEEDED, f"its time was over at {self.me}", at=self.me)
+    def _too_late(self, message: Message) -> RequestError:
+        return request_error(Code.DEADLINE_EXCEEDED, f"the time for {message.name} was over at {self.me}", at=self.me)
 
     def _full(self, text: str) -> RequestError:
         return request_error(Code.RESOURCE_EXHAUSTED, text, reason="FULL", at=self.me, delivered=False)
@@ -663,7 +663,7 @@ class Router:
         for message in messages:
             self._ledger.record(message.id, now + self._origin.wall, Outcome.EXPIRED, reason="it waited too long")
             if message.kind is Kind.SEND:
-                self._report(message, _came_by(message), now, Outcome.EXPIRED, self._too_late())
+                self._report(message, _came_by(message), now, Outcome.EXPIRED, self._too_late(message))
 
     def _report(self, message: Message, link: str | None, now: float, outcome: Outcome, error: RequestError) -> None:
         """Tell the origin of a send, which may be here, what became of it."""
@@ -716,7 +716,7 @@ class Router:
                 late = entry.holders()
                 self._abandon(entry, now, Outcome.EXPIRED, "its time was over")
                 if entry.scatter is None:
-                    self._answer_error(entry.header(), entry.link, now, self._too_late())
+                    self._answer_error(entry.header(), entry.link, now, self._too_late(entry.header()))
                 else:  # what has come so far counts, and whose replies have not is said
                     lost = (*late, *entry.scatter.lost)[:LOST_NAMES]
                     self._answer_error(entry.header(), entry.link, now, None, lost)
@@ -963,7 +963,8 @@ class Router:
             text = f"{what} within reach of {self.me}, but the link to {gone} is lost"
             error: RequestError = Unavailable(text, at=self.me, delivered=False)
         elif not incomplete:
-            error = self._unhandled(f"{what} within reach of {self.me}")
+            alone = "" if self.links else " (it is linked to nobody)"
+            error = self._unhandled(f"{what} within reach of {self.me}{alone}")
         else:
             text = f"{what} next to {self.me}, and not all others answered within {QUESTION_SECONDS:g} s"
             error = Unavailable(text, reason="INCOMPLETE", at=self.me, delivered=False)

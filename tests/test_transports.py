@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from faults import steady_port
 
 from exchange_grpc import AddressError, Exchange, LinkError, Message, Seen
 from exchange_grpc.limits import FRAME_BYTES, HANDSHAKE_SECONDS
@@ -596,3 +597,33 @@ async def _until(true: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it did not become true within 5 s")
+
+
+# ---------------------------------------------------------------------------------------- whom one finds instead
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "ws"])
+async def test_nobody_is_there(scheme: str) -> None:
+    async with Exchange("caller") as caller:
+        with pytest.raises(LinkError, match=r"^nobody answers at \w+://127.0.0.1:\d+(/v1/peer)?: Connection refused$"):
+            await caller.connect(f"{scheme}://127.0.0.1:{steady_port()}")
+
+
+async def test_somebody_else_is_there() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, Exchange("caller") as caller:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(LinkError, match=r"^nobody answers at grpc://127.0.0.1:\d+: it speaks no gRPC$"):
+            await caller.connect(f"grpc://127.0.0.1:{port}")
+
+
+async def test_there_is_no_such_host() -> None:
+    async with Exchange("caller") as caller:
+        with pytest.raises(
+            LinkError, match=r"^nobody answers at grpc://nosuch.invalid:1: there is no host of that name$"
+        ):
+            await caller.connect("grpc://nosuch.invalid:1")

@@ -31,7 +31,7 @@ STOP_SECONDS = 20.0  # an exchange needs at most 10 s for its handlers, and a fe
     "--grpc",
     envvar="EXCHANGE_GRPC",
     metavar="ADDR",
-    help=f"Where to listen: HOST:PORT (port 0: a free one), grpc://HOST:PORT or unix:PATH; {DEFAULT} if not given.",
+    help=f"Where to listen: HOST:PORT (port 0: a free one), grpc://HOST:PORT or unix:PATH; without --http {DEFAULT}.",
 )
 @click.option(
     "--http",

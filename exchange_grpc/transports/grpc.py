@@ -85,7 +85,7 @@ class _Stream:
         try:
             await self._call.write(frame)
         except _BROKEN as error:
-            raise LinkError(f"the peer cannot be written to: {_said(error)}") from None
+            raise LinkError(f"the peer cannot be written to: {said(error)}") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -98,7 +98,7 @@ class _Stream:
             while (frame := await call.read()) is not grpc.aio.EOF:
                 await self._receive(frame)
         except _BROKEN as error:
-            self._end(LinkError(f"the connection was lost: {_said(error)}"))
+            self._end(LinkError(f"the connection was lost: {said(error)}"))
         else:
             self._ended()
 
@@ -123,7 +123,7 @@ class GrpcTransport(_Stream):
             async with asyncio.timeout(HANDSHAKE_SECONDS):  # gRPC itself takes 20 s where somebody listens in silence
                 await self._call.wait_for_connection()
         except grpc.RpcError as error:
-            raise LinkError(f"nobody answers at {self._url}: {_said(error)}") from None
+            raise LinkError(f"nobody answers at {self._url}: {said(error)}") from None
         except TimeoutError:
             raise LinkError(f"nobody answers at {self._url} within {HANDSHAKE_SECONDS:g} s") from None
         self._reader = asyncio.get_running_loop().create_task(self._read())
@@ -250,14 +250,18 @@ def _answers(target: str) -> bool:
         return probe.connect_ex(target.removeprefix("unix:")) in (0, errno.EAGAIN)
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """What gRPC says of an error, without its internals."""
     details = getattr(error, "details", None)
     text = details() if callable(details) else None
-    said = str(text or "the stream is closed").splitlines()[0][:500]
-    if said.startswith("failed to connect to all addresses"):  # and then all that gRPC did, the cause at the end
-        said = said.rpartition(": ")[2]
-    return said[:200]
+    told = str(text or "the stream is closed").splitlines()[0][:500]
+    if "parsing HTTP/2" in told or "http1.x server" in told:
+        return "it speaks no gRPC"
+    if "errors resolving" in told or "DNS resolution failed" in told:
+        return "there is no host of that name"
+    if told.startswith("failed to connect to all addresses"):  # and then all that gRPC did, the cause at the end
+        told = told.rpartition(": ")[2]
+    return told[:200]
 
 
 _scheme = GrpcScheme()

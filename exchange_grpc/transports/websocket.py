@@ -12,6 +12,7 @@ message could be a thousand times larger than what was sent for it.
 import asyncio
 import functools
 import logging
+import os
 import re
 import ssl
 from collections import deque
@@ -444,6 +445,9 @@ def _said(error: Exception) -> str:
     """What the system says of an error, on one line."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    number = re.search(r"\[Errno (\d+)\]", str(error))  # asyncio says more of it: the call, the address, all attempts
+    if number is not None:
+        return os.strerror(int(number[1]))
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(said).splitlines()[0][:200]
 

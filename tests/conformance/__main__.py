@@ -2,7 +2,7 @@
 
 python -m conformance                                   all cases, all implementations; prints the table
 python -m conformance --only Python --suite session     some of them
-python -m conformance --command ./conformance-go --transport grpc --case request-is-answered --tell
+python -m conformance --command ./conformance-go --transport grpc --case a-reply-is-the-answer
 python -m conformance --list                            what the cases say
 python -m conformance --write                           the table of clients/README.md, anew
 """
