@@ -22,7 +22,7 @@ from world import until
 
 from exchange_grpc import Exchange
 
-pytestmark = pytest.mark.drill
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]  # they may have to be built
 
 HANDLERS = ("Go", "Rust", "Python")
 SOON = 30.0  # seconds, which nothing here should ever take
