@@ -46,7 +46,7 @@ from benchmarks.messages import Line, line_to
 from benchmarks.processes import ROOT, asked, child, needed, said, say
 
 ROUNDS = 7
-STRAIGHT, HUB, NATS = "straight", "hub", "NATS"
+STRAIGHT, WEBSOCKET, HUB, NATS = "straight", "straight by WebSocket", "hub", "NATS"
 TIMES = ("p50", "p99")
 CONFIG = """
 listen: "127.0.0.1:-1"
@@ -92,7 +92,7 @@ LOADS = {
     "one way": Load(messages, (HUB, NATS)),
     "64 at once": Load(requests(64), (HUB, NATS)),
     "256 at once": Load(requests(256), (HUB, NATS)),
-    "one by one": Load(round_trips, (STRAIGHT, NATS, HUB)),
+    "one by one": Load(round_trips, (STRAIGHT, NATS, WEBSOCKET, HUB)),
 }
 
 
@@ -113,8 +113,12 @@ async def obey(lines: dict[str, Line]) -> None:
 
 
 async def run_exchange(sink: dict[str, str], hub: dict[str, str]) -> None:
-    async with line_to(sink["exchange"]) as straight, line_to(hub["exchange"]) as through:
-        await obey({STRAIGHT: straight, HUB: through})
+    async with (
+        line_to(sink["exchange"]) as straight,
+        line_to(sink["websocket"]) as websocket,
+        line_to(hub["exchange"]) as through,
+    ):
+        await obey({STRAIGHT: straight, WEBSOCKET: websocket, HUB: through})
 
 
 @asynccontextmanager
@@ -196,7 +200,7 @@ async def run_all(server: str | None) -> dict[str, Figures]:
         _, sink = await start("benchmarks.messages", "--role", "sink")
         _, hub = await start("benchmarks.messages", "--role", "hub", "--sink", json.dumps(sink))
         source, _ = await start("benchmarks.nats", "--exchange", json.dumps([sink, hub]))
-        sources = {STRAIGHT: source, HUB: source}
+        sources = {STRAIGHT: source, WEBSOCKET: source, HUB: source}
         if server is not None:
             _, url = await start("benchmarks.nats", "--server", server)
             await start("benchmarks.nats", "--sink", url)
@@ -238,6 +242,8 @@ ROWS = (
     Row("256 at once, hub, requests/s", HUB, "256 at once"),
     Row("one by one, straight, p50 us", STRAIGHT, "p50", 1.0),
     Row("one by one, straight, p99 us", STRAIGHT, "p99"),
+    Row("one by one, WebSocket, p50 us", WEBSOCKET, "p50", 1.0),
+    Row("one by one, WebSocket, p99 us", WEBSOCKET, "p99"),
     Row("one by one, hub, p50 us", HUB, "p50"),
     Row("one by one, hub, p99 us", HUB, "p99"),
 )
