@@ -119,7 +119,9 @@ func (x *Exchange) judge(r *run, err error) (Outcome, error) {
 		}
 		return OutcomeDenied, &told
 	default:
-		x.log.Error("a handler failed", "name", r.message.Name, "id", r.message.ID, "error", err)
+		if err != errPanicked {
+			x.logger().Error("a handler failed", "name", r.message.Name, "id", r.message.ID, "error", err)
+		}
 		return OutcomeFailed, x.failed("HANDLER_FAILED", "the handler of "+r.message.Name+" failed")
 	}
 }
@@ -131,7 +133,7 @@ func (x *Exchange) failed(reason, text string) error {
 func (x *Exchange) lastAnswer(r *run, value any, outcome Outcome, failure error) (*Message, Outcome, error) {
 	reply, err := x.answer(r, value, failure)
 	if err != nil {
-		x.log.Error("the answer of a handler cannot be sent", "name", r.message.Name, "id", r.message.ID, "error", err)
+		x.logger().Error("the answer of a handler cannot be sent", "name", r.message.Name, "id", r.message.ID, "error", err)
 		failure = x.failed("ANSWER", "the answer of the handler of "+r.message.Name+" cannot be said in JSON")
 		outcome = OutcomeFailed
 		if reply, err = x.answer(r, nil, failure); err != nil {

@@ -19,6 +19,11 @@
 // *[Cancelled], *[Refused], *[HandlerFailed], which all are *[RequestError]; *[InvalidMessage], *[LimitExceeded],
 // *[AddressError] and *[LinkError]. All are an [Error], and package status of grpc-go knows them.
 //
+// # Logs
+//
+// What a handler kept from its caller, and what went wrong with nobody there to be told, is logged: warnings and errors to
+// slog.Default(), unless [WithLogger] says otherwise.
+//
 // # What a client is not
 //
 // An exchange of this package is a leaf: it may have many links and may be listened at, but does not pass on what its

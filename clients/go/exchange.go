@@ -31,8 +31,8 @@ const agent = "go/" + Version
 type Exchange struct {
 	id     string
 	epoch  uint64
-	prefix string // of the ids of our messages
-	log    *slog.Logger
+	prefix string       // of the ids of our messages
+	log    *slog.Logger // nil: the usual one
 	limits Limits
 	count  atomic.Uint64 // of messages that were made
 	base   context.Context
@@ -60,7 +60,7 @@ type Exchange struct {
 // New makes an exchange. id is its name in its mesh: 1 to 64 of `A-Z a-z 0-9 _ -`, its alone; empty, one is made up.
 func New(id string, options ...Option) (*Exchange, error) {
 	x := &Exchange{
-		id: id, epoch: uint64(time.Now().UnixMicro()), log: slog.New(slog.DiscardHandler),
+		id: id, epoch: uint64(time.Now().UnixMicro()),
 		handlers: map[string]*registered{}, listeners: map[string][]*listening{}, links: map[*link]bool{},
 		byPeer: map[string]*link{}, faces: map[string]*Peer{},
 	}
@@ -297,7 +297,7 @@ func (x *Exchange) waitForHandlers() {
 	select {
 	case <-quiet:
 	case <-time.After(stopTime):
-		x.log.Warn("handlers go on, and are cancelled")
+		x.logger().Warn("handlers go on, and are cancelled")
 	}
 }
 

@@ -45,6 +45,7 @@ type registered struct {
 	listener Listener
 	most     int
 	running  int
+	missed   int  // messages that found the queue full
 	ready    int  // workers that will look at what waits
 	step     int  // how many more come next
 	pausing  bool // ... after a moment

@@ -30,7 +30,7 @@ func (x *Exchange) transmit(to string, m *Message) error {
 // transmitQuietly is for what nobody waits for, or whoever waits has a deadline.
 func (x *Exchange) transmitQuietly(to string, m *Message) {
 	if err := x.transmit(to, m); err != nil {
-		x.log.Debug("a message could not be sent", "id", m.ID, "to", to, "error", err)
+		x.logger().Debug("a message could not be sent", "id", m.ID, "to", to, "error", err)
 	}
 }
 
@@ -106,7 +106,7 @@ func (x *Exchange) opened(l *link, peer *introduction) {
 		x.catchUp(s)
 	}
 	l.face = &Peer{x: x, link: l, id: peer.exchange}
-	x.log.Debug("linked", "peer", peer.exchange, "agent", peer.agent)
+	x.logger().Debug("linked", "peer", peer.exchange, "agent", peer.agent)
 	x.notify(Connected{ID: peer.exchange, Agent: peer.agent, Relay: peer.relay})
 	x.present(l, peer)
 	l.settle(peer.exchange)
@@ -154,7 +154,7 @@ func (x *Exchange) resumed(l *link, e resumed) {
 	x.router.reroute(peer.exchange, e.unsent)
 	uncertain := l.uncertain
 	l.uncertain = nil
-	x.log.Info("the link is there again", "peer", peer.exchange, "recovered", e.recovered, "uncertain", len(uncertain))
+	x.logger().Info("the link is there again", "peer", peer.exchange, "recovered", e.recovered, "uncertain", len(uncertain))
 	x.notify(Resumed{ID: peer.exchange, Recovered: e.recovered, Uncertain: append([]string{}, uncertain...), Seconds: seconds})
 }
 
@@ -189,7 +189,7 @@ func (x *Exchange) broke(l *link, reason string) {
 	if n := x.router.peers[id]; n != nil {
 		n.away = true
 	}
-	x.log.Info("the link is lost", "peer", id, "reason", reason)
+	x.logger().Info("the link is lost", "peer", id, "reason", reason)
 	x.notify(Lost{ID: id, Reason: reason})
 }
 
@@ -234,7 +234,7 @@ func (x *Exchange) gaveUp(l *link, reason string) {
 	if x.byPeer[peer.exchange] == nil { // routing still expects it back
 		x.router.disconnect(peer.exchange, nil, false)
 	}
-	x.log.Info("the link is given up", "peer", peer.exchange, "reason", reason)
+	x.logger().Info("the link is given up", "peer", peer.exchange, "reason", reason)
 	x.notify(GaveUp{ID: peer.exchange, Reason: reason})
 }
 
@@ -262,7 +262,7 @@ func (x *Exchange) lose(l *link, unsent []*Message, uncertain []string, expected
 
 // unhandled tells of a send of ours that was not handled.
 func (x *Exchange) unhandled(id, name string, outcome Outcome, err RequestError) {
-	x.log.Warn("a message was not handled", "name", name, "id", id, "reason", err.Reason, "text", err.Text, "at", or(err.At, x.id))
+	x.logger().Warn("a message was not handled", "name", name, "id", id, "reason", err.Reason, "text", err.Text, "at", or(err.At, x.id))
 	x.notify(NotHandled{ID: id, Name: name, Outcome: outcome, Reason: err.Reason, Err: typed(err)})
 }
 

@@ -142,7 +142,7 @@ func (x *Exchange) notify(e Event) {
 func (x *Exchange) put(o *observer, what any, size int) {
 	if o.waiting.len() >= o.most || o.bytes+size > observerQueueBytes && o.waiting.len() > 0 {
 		if o.missed++; o.missed&(o.missed-1) == 0 { // at 1, 2, 4, 8, ...
-			x.log.Warn("an observer is too slow", "pattern", o.pattern, "missed", o.missed)
+			x.logger().Warn("an observer is too slow", "pattern", o.pattern, "missed", o.missed)
 		}
 		return
 	}

@@ -11,7 +11,8 @@ import (
 // Option says how an exchange is made.
 type Option func(*Exchange)
 
-// WithLogger logs to l. By default nothing is logged.
+// WithLogger logs to l, at all levels: slog.New(slog.DiscardHandler) logs nothing. By default warnings and errors go to
+// slog.Default().
 func WithLogger(l *slog.Logger) Option { return func(x *Exchange) { x.log = l } }
 
 // WithLimits sets limits; what is zero in l has its default.

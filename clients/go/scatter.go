@@ -119,7 +119,7 @@ func (r *router) endScatter(o *openRequest) {
 	}
 	err := r.unhandled(fmt.Sprintf("nobody handles %s within reach of %s", request.Name, r.me))
 	if !strings.HasPrefix(request.Name, reserved) {
-		r.x.log.Warn("nobody takes it", "name", request.Name, "id", request.ID, "reason", err.Text)
+		r.x.logger().Warn("nobody takes it", "name", request.Name, "id", request.ID, "reason", err.Text)
 	}
 	r.record(request.ID, OutcomeUnhandled, "", err.Text)
 	r.answerError(&request, here, err, nil)

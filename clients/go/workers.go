@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// errPanicked is how a handler ended that panicked, which is in the log by then.
+var errPanicked = errors.New("it panicked")
+
 // run is one message for one function.
 type run struct {
 	message   *Message
@@ -41,13 +44,20 @@ func (x *Exchange) deliver(m *Message, from string, o *openRequest) (taken bool,
 	}
 	for _, l := range beside {
 		if err := x.queue(x.newRun(m, from, l.function)); err != nil {
-			x.log.Warn("a listener is too slow, and has missed a message", "name", m.Name)
+			x.missed(l.function)
 		}
 	}
 	if handler == nil && len(beside) > 0 {
 		x.onlyHeard(m, o)
 	}
 	return handler != nil || len(beside) > 0, nil
+}
+
+// missed: a listener is too slow, and one more message will never reach it.
+func (x *Exchange) missed(f *registered) {
+	if f.missed++; f.missed&(f.missed-1) == 0 { // at 1, 2, 4, 8, ...
+		x.logger().Warn("a listener is too slow", "name", f.label, "missed", f.missed)
+	}
 }
 
 // registeredFor is the handler of a message, and those who listen beside it.
@@ -238,8 +248,8 @@ func (x *Exchange) call(ctx context.Context, r *run) (value any, err error) {
 	m, f := r.message, r.function
 	defer func() {
 		if problem := recover(); problem != nil {
-			x.log.Error("a handler panicked", "name", m.Name, "id", m.ID, "panic", problem, "stack", string(debug.Stack()))
-			err = errors.New("it panicked")
+			x.logger().Error("a handler panicked", "name", m.Name, "id", m.ID, "panic", problem, "stack", string(debug.Stack()))
+			err = errPanicked
 		}
 	}()
 	if m.ContentType == jsonType { // what cannot be read never reaches a function
