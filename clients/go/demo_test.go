@@ -104,6 +104,32 @@ func TestTheReadmeSaysWhatHappens(t *testing.T) {
 	}
 }
 
+func TestTheReadmeBeginsInAnEmptyFolder(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := regexp.MustCompile("(?s)```text\n(go mod .*?)```.*?```go\n(.*?)```").FindSubmatch(text)
+	if parts == nil {
+		t.Fatal("it does not say how to begin")
+	}
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "main.go"), parts[2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// What go mod tidy would look up is here already, or this would not run.
+	begin := strings.ReplaceAll(string(parts[1]), "/path/to/exchange", root) + "go build -mod=mod -o app .\n"
+	command := exec.Command("sh", "-ec", begin)
+	command.Dir, command.Env = folder, append(os.Environ(), "GOPROXY=off", "GOSUMDB=off", "GOWORK=off")
+	if said, err := command.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, said)
+	}
+}
+
 func TestBesideThePythonPackage(t *testing.T) {
 	url := demo(t)
 	ctx := t.Context()
