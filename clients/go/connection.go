@@ -86,6 +86,8 @@ func (c *connection) read() {
 func (c *connection) ended(err error) {
 	l := c.link
 	switch {
+	case err != io.EOF && l.session.peer == nil: // there never was a link to lose
+		c.drop(said(err))
 	case err != io.EOF:
 		c.drop("the connection was lost: " + said(err))
 	case l.session.dialled || l.session.into.acknowledges: // who resumes says goodbye before he ends

@@ -127,6 +127,37 @@ func TestErrorsAreATree(t *testing.T) {
 	}
 }
 
+func TestWhatGRPCSaysIsToldInPlainWords(t *testing.T) {
+	dialling := func(cause string) string {
+		return fmt.Sprintf("connection error: desc = %q", "transport: Error while dialing: "+cause)
+	}
+	for text, want := range map[string]string{
+		dialling("dial tcp 127.0.0.1:1: connect: connection refused"):                                                             "connection refused",
+		dialling("dial tcp [::1]:1: connect: connection refused"):                                                                 "connection refused",
+		dialling("dial tcp 10.0.0.1:1: i/o timeout"):                                                                              "i/o timeout",
+		dialling("dial unix /nowhere: connect: no such file or directory"):                                                        "no such file or directory",
+		dialling("dial tcp: address 99999: invalid port"):                                                                         "invalid port",
+		dialling("dial tcp: lookup a.invalid on [fe80::1]:53: no such host"):                                                      "there is no host a.invalid",
+		dialling("dial tcp: lookup a.invalid: no such host"):                                                                      "there is no host a.invalid",
+		dialling("dial tcp: lookup a.invalid on 10.0.0.1:53: server misbehaving"):                                                 "the host a.invalid cannot be looked up: server misbehaving",
+		dialling("no way: it is closed"):                                                                                          "no way: it is closed",
+		`connection error: desc = "error reading server preface: EOF"`:                                                            "the other side closed it",
+		`connection error: desc = "error reading server preface: http2: frame too large"`:                                         "it speaks no gRPC",
+		`connection error: desc = "error reading server preface: read tcp 1.2.3.4:5->1.2.3.4:6: read: connection reset by peer"`:  "connection reset by peer",
+		`connection error: desc = "transport: authentication handshake failed: tls: failed to verify certificate: x509: expired"`: "tls: failed to verify certificate: x509: expired",
+		`connection error: desc = "keepalive ping failed to receive ACK within timeout"`:                                          "keepalive ping failed to receive ACK within timeout",
+		`closing transport due to: connection error: desc = "error reading from server: EOF", received prior goaway`:              "the other side closed it",
+		"error reading from server: EOF":                                                                                          "the other side closed it",
+		"unexpected HTTP status code received from server: 503 (Service Unavailable); malformed header":                           "it speaks no gRPC (HTTP 503)",
+		"all is well: almost": "all is well: almost",
+		"":                    "",
+	} {
+		if told := causeIn(text); told != want {
+			t.Errorf("%s: %q", text, told)
+		}
+	}
+}
+
 func TestCausesAreBoundedAndSayWhenTheyAreCut(t *testing.T) {
 	m := &Message{ID: "a.7.1", Hops: []Hop{{Exchange: "a"}, {Exchange: "b"}}}
 	b := behindOf(m)

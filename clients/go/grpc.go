@@ -9,7 +9,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -19,7 +18,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/status"
 )
 
 const (
@@ -125,14 +123,6 @@ func dialStream(ctx context.Context, a address, options []grpc.DialOption) (tran
 		cancel()
 		_ = connection.Close()
 	})}, nil
-}
-
-// said is what gRPC says of an error, without its internals.
-func said(err error) string {
-	if err == io.EOF {
-		return "the stream is closed"
-	}
-	return cutTo(status.Convert(err).Message(), 200)
 }
 
 // listener is a gRPC server that takes links.
