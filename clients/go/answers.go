@@ -64,7 +64,7 @@ func (x *Exchange) replyMore(ctx context.Context, r *run, value any) error {
 	l := x.byPeer[r.from]
 	x.mu.Unlock()
 	if l != nil {
-		return x.waitRoom(ctx, func() *link { return l })
+		return x.waitRoom(ctx, m, func() *link { return l })
 	}
 	if o := r.open; o != nil && o.emit != nil && o.emit.replies != nil {
 		return o.emit.replies.room(ctx)

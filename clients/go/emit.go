@@ -60,7 +60,7 @@ func (x *Exchange) Request(ctx context.Context, name string, value any, options 
 	case reply := <-m.emit.reply:
 		return x.taken(ctx, reply)
 	default:
-		return nil, x.over(ctx)
+		return nil, x.over(ctx, m)
 	}
 }
 
@@ -91,10 +91,10 @@ func (m *Message) readable() error {
 	return m.Err
 }
 
-// over is why a context ended.
-func (x *Exchange) over(ctx context.Context) error {
+// over is why a context ended, for who waited with it for a message of ours.
+func (x *Exchange) over(ctx context.Context, m *Message) error {
 	if ctx.Err() == context.DeadlineExceeded {
-		return typed(x.router.tooLate())
+		return typed(x.router.tooLate(m))
 	}
 	return typed(RequestError{Code: codes.Canceled, Reason: "CANCELLED", Text: "the caller withdrew it", At: x.id})
 }
@@ -181,7 +181,7 @@ func (x *Exchange) send(ctx context.Context, kind Kind, name string, value any, 
 	case err = <-m.emit.sent: // it has left in the same moment
 	default:
 		m.withdrawn = true
-		err = x.over(ctx)
+		err = x.over(ctx, m)
 	}
 	return m.ID, err
 }
@@ -199,7 +199,7 @@ func (x *Exchange) route(m *Message, via string) error {
 // waitForRoom waits while every link that the message may take is full. What goes to many does not wait for the
 // slowest of them, but for the only one.
 func (x *Exchange) waitForRoom(ctx context.Context, m *Message, via string) error {
-	return x.waitRoom(ctx, func() *link {
+	return x.waitRoom(ctx, m, func() *link {
 		if via != "" {
 			return x.byPeer[via]
 		}
@@ -222,8 +222,8 @@ func (x *Exchange) waitForRoom(ctx context.Context, m *Message, via string) erro
 	})
 }
 
-// waitRoom waits while the link that find gives is full.
-func (x *Exchange) waitRoom(ctx context.Context, find func() *link) error {
+// waitRoom waits while the link that find gives for a message is full.
+func (x *Exchange) waitRoom(ctx context.Context, m *Message, find func() *link) error {
 	var limit <-chan time.Time
 	for {
 		x.mu.Lock()
@@ -242,7 +242,7 @@ func (x *Exchange) waitRoom(ctx context.Context, find func() *link) error {
 		select {
 		case <-room:
 		case <-ctx.Done():
-			return x.over(ctx)
+			return x.over(ctx, m)
 		case <-limit:
 			return typed(x.router.full("the link has had no room for too long"))
 		}

@@ -114,7 +114,8 @@ func TestHowRequestsEnd(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	if _, err := till.Request(short, "wait", nil); !errors.As(err, new(*exchange.DeadlineExceeded)) {
+	_, err = till.Request(short, "wait", nil)
+	if !errors.As(err, new(*exchange.DeadlineExceeded)) || err.Error() != "wait was not answered in time" {
 		t.Error(err)
 	}
 	<-(<-begun).Done()

@@ -122,7 +122,7 @@ func (r *Replies) outOfTime() {
 	if r.request.To == "" {
 		r.lost = slices.Compact(late)
 	}
-	if err := r.x.over(r.ctx); r.request.To != "" || !errors.Is(err, context.DeadlineExceeded) {
+	if err := r.x.over(r.ctx, r.request); r.request.To != "" || !errors.Is(err, context.DeadlineExceeded) {
 		r.err = err
 	}
 }

@@ -177,7 +177,7 @@ func (r *router) admit(m *Message, from string, now time.Time) bool {
 	case hops >= maxHops && m.Kind != KindReply && m.Kind != KindOutcome: // these tell of just that
 		r.fail(m, from, OutcomeDenied, r.problem(codes.OutOfRange, "TOO_MANY_HOPS", fmt.Sprintf("it has made %d hops", maxHops)))
 	case !m.deadline.After(now):
-		r.fail(m, from, OutcomeExpired, r.tooLate())
+		r.fail(m, from, OutcomeExpired, r.tooLate(m))
 	default:
 		if hops > 1 { // like a switch: its origin lies behind this link
 			r.discovery.learn(target{exchange: m.From}, from, hops)

@@ -34,8 +34,12 @@ func (r *router) unavailable(text string, delivered Delivered) RequestError {
 	return RequestError{Code: codes.Unavailable, Reason: "UNAVAILABLE", Text: text, At: r.me, Delivered: delivered}
 }
 
-func (r *router) tooLate() RequestError {
-	return RequestError{Code: codes.DeadlineExceeded, Reason: "DEADLINE_EXCEEDED", Text: "its time was over at " + r.me, At: r.me}
+func (r *router) tooLate(m *Message) RequestError {
+	text := m.Name + " was not taken in time"
+	if m.Kind == KindRequest {
+		text = m.Name + " was not answered in time"
+	}
+	return RequestError{Code: codes.DeadlineExceeded, Reason: "DEADLINE_EXCEEDED", Text: text, At: r.me}
 }
 
 // fail is every refusal.
@@ -113,7 +117,7 @@ func (r *router) expired(messages []*Message) {
 	for _, m := range messages {
 		r.record(m.ID, OutcomeExpired, "", "it waited too long")
 		if m.Kind == KindSend {
-			r.x.unhandled(m.ID, m.Name, OutcomeExpired, r.tooLate())
+			r.x.unhandled(m.ID, m.Name, OutcomeExpired, r.tooLate(m))
 		}
 	}
 }

@@ -222,7 +222,7 @@ func (x *Exchange) overdue(r *run) {
 	if o.request.Many && o.request.To == "" {
 		x.router.answerError(&request, o.from, RequestError{}, []string{x.id})
 	} else {
-		x.router.answerError(&request, o.from, x.router.tooLate(), nil)
+		x.router.answerError(&request, o.from, x.router.tooLate(&request), nil)
 	}
 	x.answeredTo(o.from)
 }
