@@ -135,6 +135,27 @@ func TestHowRequestsEnd(t *testing.T) {
 	}
 }
 
+func TestWhoIsLinkedToNobodyIsToldSo(t *testing.T) {
+	lone := made(t, "lone")
+	_, err := lone.Request(t.Context(), "a.b", nil)
+	if fmt.Sprint(err) != "nobody handles a.b within reach of lone (it is linked to nobody)" {
+		t.Error(err)
+	}
+	_, err = lone.Send(t.Context(), "a.b", nil, exchange.To("shop"))
+	if fmt.Sprint(err) != "there is no exchange shop within reach of lone (it is linked to nobody)" {
+		t.Error(err)
+	}
+	replies, err := lone.RequestMany(t.Context(), "a.b", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range replies.All() {
+		if fmt.Sprint(err) != "nobody handles a.b within reach of lone (it is linked to nobody)" {
+			t.Error(err)
+		}
+	}
+}
+
 func TestALeafDoesNotPassOn(t *testing.T) {
 	shop, till := pairOf(t)
 	other := made(t, "other")

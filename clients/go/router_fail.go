@@ -26,6 +26,15 @@ func (r *router) unhandled(text string) RequestError {
 	return r.problem(codes.Unimplemented, "UNHANDLED", text)
 }
 
+// outOfReach: what is wanted is not there, as far as can be known from here.
+func (r *router) outOfReach(what string) RequestError {
+	text := fmt.Sprintf("%s within reach of %s", what, r.me)
+	if len(r.peers) == 0 {
+		text += " (it is linked to nobody)"
+	}
+	return r.unhandled(text)
+}
+
 func (r *router) full(text string) RequestError {
 	return r.problem(codes.ResourceExhausted, "FULL", text)
 }
@@ -310,7 +319,7 @@ func (r *router) giveUp(m *Message, incomplete bool) {
 			DeliveredNo)
 		err.Reason = "INCOMPLETE"
 	default:
-		err = r.unhandled(fmt.Sprintf("%s within reach of %s", what, r.me))
+		err = r.outOfReach(what)
 	}
 	r.fail(m, here, OutcomeUnhandled, err)
 }

@@ -8,7 +8,6 @@ package exchange
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -101,7 +100,7 @@ func (r *router) takeOneOfMany(m *Message, from string) {
 		r.take(m, from)
 		return
 	}
-	r.fail(m, from, OutcomeUnhandled, r.unhandled(fmt.Sprintf("nobody handles %s within reach of %s", m.Name, r.me)))
+	r.fail(m, from, OutcomeUnhandled, r.outOfReach("nobody handles "+m.Name))
 }
 
 // endScatter: if nobody has it any more, whoever asked is told so.
@@ -117,7 +116,7 @@ func (r *router) endScatter(o *openRequest) {
 		r.answerError(&request, here, RequestError{}, s.lost)
 		return
 	}
-	err := r.unhandled(fmt.Sprintf("nobody handles %s within reach of %s", request.Name, r.me))
+	err := r.outOfReach("nobody handles " + request.Name)
 	if !strings.HasPrefix(request.Name, reserved) {
 		r.x.logger().Warn("nobody takes it", "name", request.Name, "id", request.ID, "reason", err.Text)
 	}
