@@ -1,4 +1,4 @@
-// Hello: connect, say hello, and tell who answered.
+// Hello: connect, say hello, and tell whom it met.
 package main
 
 import (
@@ -22,9 +22,8 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	word, err := exchange.Ask[string](ctx, app, "echo", "hello")
-	if err != nil {
+	if _, err := app.Send(ctx, "echo", "hello"); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(word, "from", peer.ID())
+	fmt.Println("hello from", peer.ID())
 }

@@ -1,4 +1,4 @@
-// Live state: follow a value of another exchange, and set it.
+// Live state: watch a value of another exchange, and set it.
 package main
 
 import (
@@ -25,18 +25,19 @@ func main() {
 		log.Fatal(err)
 	}
 	state := app.State(peer.ID())
-	if _, err := state.Set(ctx, "goal", 100); err != nil {
-		log.Fatal(err)
-	}
 	for change, err := range state.Watch(ctx, "goal") {
 		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Printf("goal: %s\n", change.Value)
 		if !change.Snapshot {
+			fmt.Printf("goal: %s\n", change.Value)
 			break
 		}
-		if _, err := state.Set(ctx, "goal", 50); err != nil {
+		wanted := 50 // as it is now, it comes first; then comes every change
+		if string(change.Value) == "50" {
+			wanted = 100
+		}
+		if _, err := state.Set(ctx, "goal", wanted); err != nil {
 			log.Fatal(err)
 		}
 	}
