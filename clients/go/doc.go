@@ -17,7 +17,7 @@
 //
 // What goes wrong on the way is one of the tree of docs/errors.md, for errors.As: *[Unhandled], *[DeadlineExceeded], *[Unavailable],
 // *[Cancelled], *[Refused], *[HandlerFailed], which all are *[RequestError]; *[InvalidMessage], *[LimitExceeded],
-// *[AddressError] and *[LinkError]. All are an [Error], and package status of grpc-go knows them.
+// *[AddressError], *[LinkError] and *[Closed]. All are an [Error], and package status of grpc-go knows them.
 //
 // # Logs
 //

@@ -190,7 +190,7 @@ func (x *Exchange) route(m *Message, via string) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closed {
-		return typed(x.router.unavailable(x.id+" is closed", DeliveredNo))
+		return &Closed{x.id}
 	}
 	x.router.emit(m, via)
 	return nil

@@ -5,6 +5,7 @@
 //	│   └── *LimitExceeded      ... because it is too large or too deep
 //	├── *AddressError           a URL that cannot be dialled, or listened at
 //	├── *LinkError              a link could not be made: we concluded so
+//	├── *Closed                 it was closed here, by Close
 //	└── *RequestError           a request ended without its answer: Code, Reason, At, Delivered
 //	    ├── *Unhandled          UNIMPLEMENTED
 //	    ├── *DeadlineExceeded   DEADLINE_EXCEEDED; also context.DeadlineExceeded
@@ -54,6 +55,12 @@ type LinkError struct{ Text string }
 
 func (e *LinkError) Error() string { return e.Text }
 func (*LinkError) exchangeError()  {}
+
+// Closed says that the exchange on which something was called is closed, and will never do it.
+type Closed struct{ Exchange string }
+
+func (e *Closed) Error() string { return "the exchange " + e.Exchange + " is closed" }
+func (*Closed) exchangeError()  {}
 
 // Delivered says whether a handler may have seen a message.
 type Delivered string
@@ -158,6 +165,11 @@ func (e *AddressError) GRPCStatus() *status.Status {
 // GRPCStatus is the error as others of gRPC know it.
 func (e *LinkError) GRPCStatus() *status.Status {
 	return (&RequestError{Code: codes.Unavailable, Reason: "LINK", Text: e.Text, Delivered: DeliveredNo}).GRPCStatus()
+}
+
+// GRPCStatus is the error as others of gRPC know it.
+func (e *Closed) GRPCStatus() *status.Status {
+	return (&RequestError{Code: codes.FailedPrecondition, Reason: "CLOSED", Text: e.Error()}).GRPCStatus()
 }
 
 func invalid(format string, args ...any) error {

@@ -195,7 +195,7 @@ func (x *Exchange) begin(t transport, dial dialer, o linkOptions) (*link, error)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closing {
-		return nil, &LinkError{x.id + " is closed"}
+		return nil, &Closed{x.id}
 	}
 	r := forever
 	if o.retry != nil {
@@ -232,7 +232,7 @@ func (x *Exchange) Listen(url string, options ...LinkOption) (string, error) {
 	defer x.mu.Unlock()
 	if x.closing {
 		go server.close()
-		return "", &AddressError{x.id + " is closed"}
+		return "", &Closed{x.id}
 	}
 	x.servers = append(x.servers, server)
 	return server.url, nil
@@ -251,7 +251,8 @@ func (x *Exchange) accept(t transport) (over <-chan struct{}) {
 	return c.over
 }
 
-// Close lets running handlers end (within 10 s), says goodbye to all peers, and leaves nothing behind.
+// Close lets running handlers end (within 10 s), says goodbye to all peers, and leaves nothing behind. Requests that still
+// wait then fail with [Unavailable], and whatever is emitted or linked later with [Closed].
 func (x *Exchange) Close() error {
 	x.mu.Lock()
 	if x.closing {

@@ -12,6 +12,7 @@ import (
 
 	exchange "github.com/exchange-grpc/exchange/clients/go"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // made is an exchange that is closed when the test ends.
@@ -265,10 +266,33 @@ func TestClosingEndsWhatWaits(t *testing.T) {
 	if err := <-answered; err != nil {
 		t.Error("a handler that ran was not let end:", err)
 	}
-	if _, err := shop.Send(t.Context(), "x", nil); !errors.As(err, new(*exchange.Unavailable)) {
-		t.Error(err)
-	}
 	if err := shop.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestNothingComesOfWhatWasClosed(t *testing.T) {
+	shop, till := made(t, "shop"), made(t, "till")
+	url := listening(t, till)
+	if err := shop.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	for what, try := range map[string]func() error{
+		"Send":        func() error { _, err := shop.Send(ctx, "x", nil); return err },
+		"Publish":     func() error { _, err := shop.Publish(ctx, "x", nil); return err },
+		"Request":     func() error { _, err := shop.Request(ctx, "x", nil); return err },
+		"RequestMany": func() error { _, err := shop.RequestMany(ctx, "x", nil); return err },
+		"Connect":     func() error { _, err := shop.Connect(ctx, url); return err },
+		"Listen":      func() error { _, err := shop.Listen("grpc://127.0.0.1:0"); return err },
+	} {
+		var closed *exchange.Closed
+		err := try()
+		if !errors.As(err, &closed) || closed.Exchange != "shop" || err.Error() != "the exchange shop is closed" {
+			t.Errorf("%s: %v", what, err)
+		}
+		if errors.As(err, new(*exchange.RequestError)) || status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("%s: asking again is of no use, and it says %v", what, status.Code(err))
+		}
 	}
 }
