@@ -4,6 +4,9 @@
  * @module
  */
 
+// `await using` needs these types, in programs for an older standard too.
+/// <reference lib="esnext.disposable" preserve="true" />
+
 import { Kind, Outcome } from "@exchange-grpc/proto";
 import { type EmitOptions, Emitter, type RequestOptions } from "./emitter.js";
 import { AddressError, HandlerFailed, InvalidMessage, LinkError, type RequestError, Unavailable } from "./errors.js";

@@ -187,22 +187,19 @@ function fitting(context: Context): { path: readonly string[]; cut: boolean } {
   return { path, cut };
 }
 
-/** What may be said of a new message; all else has a default. */
-export type Draft = Partial<
-  Pick<
-    Message,
-    | "to"
-    | "payload"
-    | "contentType"
-    | "headers"
-    | "replyTo"
-    | "last"
-    | "error"
-    | "outcome"
-    | "many"
-    | "lost"
-  >
->;
+/** What may be said of a new message; all else has a default. Spelt out, for the types of the package leave out what is internal. */
+export interface Draft {
+  to?: string;
+  payload?: Uint8Array;
+  contentType?: string;
+  headers?: Readonly<Record<string, string>>;
+  replyTo?: string;
+  last?: boolean;
+  error?: RequestError | undefined;
+  outcome?: Outcome;
+  many?: boolean;
+  lost?: readonly string[] | undefined;
+}
 
 /** Makes the messages of one exchange. */
 export class Origin {
