@@ -47,12 +47,7 @@ export function codeName(code: number): string {
 }
 
 /** The root: whatever this package throws on purpose. */
-export class ExchangeError extends Error {
-  constructor(message: string, options?: ErrorOptions) {
-    super(message, options);
-    this.name = new.target.name;
-  }
-}
+export class ExchangeError extends Error {}
 
 /** A name, an id, a payload or a frame breaks a rule of the protocol. */
 export class InvalidMessage extends ExchangeError {}
@@ -134,6 +129,25 @@ export class HandlerFailed extends RequestError {
   constructor(message: string, details: ErrorDetails = {}) {
     super(message, { code: Code.INTERNAL, reason: "HANDLER_FAILED", ...details });
   }
+}
+
+const TREE = {
+  ExchangeError,
+  InvalidMessage,
+  LimitExceeded,
+  AddressError,
+  LinkError,
+  RequestError,
+  Unhandled,
+  DeadlineExceeded,
+  Unavailable,
+  Cancelled,
+  Refused,
+  HandlerFailed,
+};
+// Spelt out, for bundlers give classes other names.
+for (const [name, { prototype }] of Object.entries(TREE)) {
+  Object.defineProperty(prototype, "name", { value: name, writable: true, configurable: true });
 }
 
 const BY_CODE: ReadonlyMap<Code, typeof RequestError> = new Map<Code, typeof RequestError>([
