@@ -6,7 +6,7 @@
 
 import { AddressError, type InvalidMessage, LinkError } from "./errors.js";
 import type { Credentials, Scheme, Transport } from "./transport.js";
-import { addressOf, PROTOCOLS, read, written } from "./websocket.js";
+import { addressOf, placeOf, PROTOCOLS, read, written } from "./websocket.js";
 
 const BUFFERED_BYTES = 2 ** 20; // beyond this, the writer waits
 const POLL_MS = 5; // a browser says nothing when the buffer has drained
@@ -29,7 +29,7 @@ class BrowserTransport implements Transport {
     this.#socket = socket;
     socket.binaryType = "arraybuffer";
     await new Promise<void>((resolve, reject) => {
-      const refused = (): void => reject(new LinkError(`nobody answers at ${this.address.href}`));
+      const refused = (): void => reject(new LinkError(`nobody answers at ${placeOf(this.address)}${orRefuses()}`));
       socket.onclose = refused;
       socket.onopen = () => {
         socket.onclose = ({ code }) => {
@@ -50,7 +50,7 @@ class BrowserTransport implements Transport {
       return new WebSocket(this.address, [...PROTOCOLS]);
     } catch (error) {
       // A page that came by https may not use ws, and some ports nobody may use.
-      throw new LinkError(`the browser does not connect to ${this.address.href}: ${(error as Error).message}`);
+      throw new LinkError(`the browser does not connect to ${placeOf(this.address)}: ${(error as Error).message}`);
     }
   }
 
@@ -69,6 +69,12 @@ class BrowserTransport implements Transport {
     socket.close(1000);
     await Promise.race([closed, pause(CLOSE_MS)]);
   }
+}
+
+/** No page is told why there is no connection: this may be why. Not all that takes this for its WebSocket is a page. */
+function orRefuses(): string {
+  const page = globalThis.location as Location | undefined;
+  return page ? `, or it refuses pages of ${page.origin}` : "";
 }
 
 const channel = new MessageChannel();

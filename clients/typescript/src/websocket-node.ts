@@ -10,6 +10,7 @@ import type { AddressInfo } from "node:net";
 import { type ClientOptions, type RawData, WebSocket, WebSocketServer } from "ws";
 import { AddressError, type InvalidMessage, LinkError } from "./errors.js";
 import { DIAL_SECONDS, TEXT_FRAME_BYTES } from "./limits.js";
+import { failureOf, refusalOf } from "./refusal-node.js";
 import type { Credentials, Listener, ListenOptions, Scheme, Transport } from "./transport.js";
 import { addressOf, PATH, PROTOCOLS, read, written } from "./websocket.js";
 
@@ -20,9 +21,13 @@ class NodeTransport implements Transport {
   #socket: WebSocket | undefined;
   #receive: (frame: Uint8Array | InvalidMessage) => void = () => undefined;
   #end: (reason: string) => void = () => undefined;
-  #why = "";
+  #error: Error | undefined;
 
-  constructor(private readonly open: () => WebSocket) {}
+  /** To an address, or of a socket that came in. */
+  constructor(
+    private readonly open: () => WebSocket,
+    private readonly address?: URL,
+  ) {}
 
   onReceive(receive: (frame: Uint8Array | InvalidMessage) => void, end: (reason: string) => void): void {
     this.#receive = receive;
@@ -33,14 +38,24 @@ class NodeTransport implements Transport {
     const socket = this.open();
     this.#socket = socket;
     socket.on("message", (data, isBinary) => this.#receive(read(isBinary ? bytesOf(data) : textOf(data), socket.protocol)));
-    socket.on("error", (error) => (this.#why = error.message));
+    socket.on("error", (error) => (this.#error = error));
     socket.on("close", (code) => {
-      this.#end(code === 1000 ? "the peer ended the connection" : this.#why || `the connection was lost (${code})`);
+      this.#end(code === 1000 ? "the peer ended the connection" : (this.#error?.message ?? `the connection was lost (${code})`));
     });
-    if (socket.readyState === WebSocket.OPEN) return;
+    if (this.address) await this.#opened(socket, this.address);
+  }
+
+  async #opened(socket: WebSocket, address: URL): Promise<void> {
+    let refusal = "";
     await new Promise<void>((resolve, reject) => {
       socket.once("open", resolve);
-      socket.once("close", () => reject(new LinkError(`nobody answers at ${socket.url}: ${this.#why}`)));
+      socket.once("unexpected-response", (_, response) => {
+        void refusalOf(address, response).then((text) => {
+          refusal = text;
+          socket.terminate();
+        });
+      });
+      socket.once("close", () => reject(new LinkError(refusal || failureOf(address, this.#error ?? new Error("it closed")))));
     });
   }
 
@@ -128,7 +143,7 @@ function listenAt(server: Server, address: URL): Promise<void> {
 export const nodeWebSocket: Scheme = {
   dial(url: string, credentials: Credentials): Transport {
     const address = addressOf(url);
-    return new NodeTransport(() => new WebSocket(address, [...PROTOCOLS], optionsOf(credentials)));
+    return new NodeTransport(() => new WebSocket(address, [...PROTOCOLS], optionsOf(credentials)), address);
   },
 
   async listen(url: string, options: ListenOptions, accept: (transport: Transport) => void): Promise<Listener> {

@@ -27,6 +27,11 @@ export function addressOf(url: string): URL {
   return address;
 }
 
+/** An address as texts name it: without what may be secret, a password or the query. */
+export function placeOf({ protocol, host, pathname }: URL): string {
+  return `${protocol}//${host}${pathname}`;
+}
+
 /** A frame as it is written in a subprotocol. */
 export function written(frame: Uint8Array, protocol: string): Uint8Array | string {
   return protocol === JSON_PROTOCOL ? toJsonString(FrameSchema, fromBinary(FrameSchema, frame)) : frame;
