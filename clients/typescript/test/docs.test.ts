@@ -48,7 +48,7 @@ describe.skipIf(!demoIsThere())("against an exchange in Python", () => {
     hello: /^hello from demo\n$/,
     request_reply: /^compute\.sum: 8\n$/,
     worker_pool: /^worker-1: 5\nworker-2: 5\n$/,
-    live_state: /^goal: \d+\ngoal: [56]0\n$/,
+    live_state: /^goal: (50|100)\n$/,
     trace: /^compute\.sum: (\S+) -> demo\ncompute\.sum: demo -> \1\n$/,
   };
 
@@ -56,9 +56,13 @@ describe.skipIf(!demoIsThere())("against an exchange in Python", () => {
     expect(readdirSync(join(ROOT, "samples")).sort()).toEqual(Object.keys(samples).map((name) => `${name}.js`).sort());
   });
 
+  // As in every language, and again where an earlier run has left its mark.
   test.each(Object.entries(samples))("%s", async (name, expected) => {
     const env = { ...process.env, EXCHANGE_URL: server.url };
-    const { stdout } = await run(process.execPath, [join(ROOT, "samples", `${name}.js`)], { env });
-    expect(stdout).toMatch(expected);
+    for (let time = 0; time < 2; time++) {
+      const { stdout, stderr } = await run(process.execPath, [join(ROOT, "samples", `${name}.js`)], { env });
+      expect(stdout).toMatch(expected);
+      expect(stderr).toBe("");
+    }
   });
 });
