@@ -29,6 +29,8 @@ export interface Peer {
 /** A request that awaits its reply. */
 export interface Open {
   request: Message;
+  /** How long it may take. */
+  seconds: number;
   /** Where the reply goes. */
   link: string | undefined;
   /** Who has it: a link, this exchange, or nobody yet. */
@@ -61,7 +63,8 @@ export class OpenRequests {
   /** Open a request that has so many seconds; why that cannot be, if it cannot. */
   add(request: Message, link: string | undefined, seconds: number): string | undefined {
     if (this.#open.size >= OPEN_REQUESTS) return `more than ${OPEN_REQUESTS} requests are open`;
-    const entry: Open = { request, link, out: undefined, message: undefined, again: false, scatter: undefined, timer: undefined };
+    const nowhere = { out: undefined, message: undefined, again: false, scatter: undefined };
+    const entry: Open = { request, seconds, link, ...nowhere, timer: undefined };
     if (Number.isFinite(seconds)) this.#arm(entry);
     this.#open.set(request.id, entry);
     if (link !== HERE) this.peers.get(link)?.came.add(request.id);

@@ -148,7 +148,7 @@ export class Router implements Home {
       const details = { reason: "TOO_MANY_HOPS", at: this.me, delivered: false } as const;
       this.#fail(message, link, Outcome.DENIED, requestError(Code.OUT_OF_RANGE, `it has made ${HOPS} hops`, details));
     } else if (message.deadline <= this.host.now()) {
-      this.#fail(message, link, Outcome.EXPIRED, this.#tooLate());
+      this.#fail(message, link, Outcome.EXPIRED, this.#tooLate(message));
     } else {
       // Like a switch: its origin lies behind this link.
       if (hops.length > 1) this.#discovery.learn({ kind: "exchange", key: message.from }, link, hops.length);
@@ -300,7 +300,7 @@ export class Router implements Home {
       this.#answerError(request, link, undefined, [...scatter.lost]);
       return;
     }
-    const error = this.#unhandled(`nobody handles ${request.name} within reach of ${this.me}`);
+    const error = this.#unhandled(`nobody handles ${request.name} ${this.#withinReach()}`);
     if (link === HERE) this.ledger.record(request.id, Outcome.UNHANDLED, { reason: error.message });
     this.#answerError(request, link, error);
   }
@@ -482,8 +482,17 @@ export class Router implements Home {
     return new Unhandled(reason, { at: this.me, delivered: false });
   }
 
-  #tooLate(): RequestError {
-    return requestError(Code.DEADLINE_EXCEEDED, `its time was over at ${this.me}`, { at: this.me });
+  #withinReach(): string {
+    return `within reach of ${this.me}${this.peers.size === 0 ? " (it is linked to nobody)" : ""}`;
+  }
+
+  #tooLate({ name }: Message): RequestError {
+    return requestError(Code.DEADLINE_EXCEEDED, `the time of ${name} was over at ${this.me}`, { at: this.me });
+  }
+
+  #unanswered({ request, seconds }: Open): RequestError {
+    const text = `${request.name} was not answered within ${Number(seconds.toFixed(3))} s`;
+    return requestError(Code.DEADLINE_EXCEEDED, text, { at: this.me });
   }
 
   #full(text: string): RequestError {
@@ -513,7 +522,7 @@ export class Router implements Home {
   expired(messages: readonly Message[]): void {
     for (const message of messages) {
       this.ledger.record(message.id, Outcome.EXPIRED, { reason: "it waited too long" });
-      if (message.kindNumber === Kind.SEND) this.#report(message, cameBy(message), Outcome.EXPIRED, this.#tooLate());
+      if (message.kindNumber === Kind.SEND) this.#report(message, cameBy(message), Outcome.EXPIRED, this.#tooLate(message));
     }
   }
 
@@ -546,7 +555,7 @@ export class Router implements Home {
   #late(entry: Open): void {
     const late = this.open.holders(entry);
     this.#abandon(entry, Outcome.EXPIRED, "its time was over");
-    if (!entry.scatter) this.#answerError(entry.request, entry.link, this.#tooLate());
+    if (!entry.scatter) this.#answerError(entry.request, entry.link, this.#unanswered(entry));
     // What has come so far counts, and whose replies have not is said.
     else this.#answerError(entry.request, entry.link, undefined, [...new Set([...late, ...entry.scatter.lost])]);
   }
@@ -729,7 +738,7 @@ export class Router implements Home {
 
   #nobodyTakes(message: Message, { kind, key }: Target, incomplete: boolean): void {
     const what = kind === "name" ? `nobody handles ${key}` : `there is no exchange ${key}`;
-    let error = this.#unhandled(`${what} within reach of ${this.me}`);
+    let error = this.#unhandled(`${what} ${this.#withinReach()}`);
     if (this.#expected.size > 0) {
       const gone = [...this.#expected].sort().slice(0, 3).join(" and ");
       const text = `${what} within reach of ${this.me}, but the link to ${gone} is lost`;

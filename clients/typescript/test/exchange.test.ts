@@ -58,8 +58,20 @@ describe("a request", () => {
 
   test("that nobody takes fails at once", async () => {
     const app = exchange("app");
-    const message = "nobody handles nobody.home within reach of app";
+    const message = "nobody handles nobody.home within reach of app (it is linked to nobody)";
     await expect(app.request("nobody.home")).rejects.toMatchObject({ name: "Unhandled", message, at: "app" });
+    await expect(app.requestMany("nobody.home").next()).rejects.toMatchObject({ message });
+    const there = "there is no exchange nobody within reach of app (it is linked to nobody)";
+    await expect(app.send("any", null, { to: "nobody" })).rejects.toMatchObject({ message: there });
+    const [hub] = await linked("other");
+    await expect(hub.request("nobody.home")).rejects.toThrow(/within reach of hub$/);
+  });
+
+  test("that is not answered in time is named", async () => {
+    const app = exchange("app");
+    app.handle("slow", (_, { signal }) => aborted(signal));
+    const message = "slow was not answered within 0.05 s";
+    await expect(app.request("slow", null, { timeoutSeconds: 0.05 })).rejects.toMatchObject({ name: "DeadlineExceeded", message, at: "app" });
   });
 
   test("whose handler throws says nothing of why", async () => {
