@@ -1,6 +1,6 @@
 /** What is in the package: for browsers nothing of Node.js, for both the same names, and types for whoever installs it. */
 import { execFile } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -71,4 +71,15 @@ describe("what is packed", () => {
       expect(await compiled.then(({ stdout }) => stdout, ({ stdout }: { stdout: string }) => stdout)).toBe("");
     },
   );
+
+  test("is made a page of by the command in the README", async () => {
+    const readme = readFileSync(join(ROOT, "README.md"), "utf8");
+    const [, flags = ""] = /^\$ npx esbuild (.*)$/m.exec(readme) ?? [];
+    const [, code = ""] = /^```ts\n(.*?)^```/ms.exec(readme) ?? [];
+    writeFileSync(join(place, "page.ts"), code);
+    await run(join(ROOT, "node_modules/.bin/esbuild"), flags.split(" "), { cwd: place });
+    const page = readFileSync(join(place, "page.js"), "utf8");
+    expect(page).toContain("compute.sum");
+    expect(page).not.toMatch(/from "(node:|ws)/);
+  });
 });
