@@ -62,7 +62,7 @@ async fn a_request_that_is_dropped_drops_its_handler() {
     assert!(asked.await.is_err());
     tokio::time::timeout(Duration::from_secs(5), dropped.recv()).await.unwrap();
     let late = a.request("wait", ()).timeout(Duration::from_millis(100)).await.unwrap_err();
-    assert_eq!(late.code(), Code::DeadlineExceeded);
+    assert_eq!((late.code(), late.to_string().as_str()), (Code::DeadlineExceeded, "the time for wait was over at a"));
     tokio::time::timeout(Duration::from_secs(5), dropped.recv()).await.unwrap();
 }
 

@@ -178,8 +178,8 @@ impl Core {
         let _ = self.transmit(link, &report); // its origin hears nothing, if its link takes nothing
     }
 
-    pub(super) fn too_late(&self) -> RequestError {
-        let text = format!("its time was over at {}", self.id);
+    pub(super) fn too_late(&self, name: &str) -> RequestError {
+        let text = format!("the time for {name} was over at {}", self.id);
         RequestError::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", text).at(&self.id)
     }
 
@@ -226,7 +226,7 @@ impl Core {
             let lost = entry.scatter.as_ref().map(|scatter| [entry.holders(), scatter.lost.clone()].concat());
             self.abandon(&id, now, Outcome::Expired, "its time was over", None);
             // What has come so far counts, and whose replies have not is said.
-            let error = lost.is_none().then(|| self.too_late());
+            let error = lost.is_none().then(|| self.too_late(&head.name));
             let mut reply = self.own_reply(&head, now);
             (reply.error, reply.lost) = (error, head.many.then(|| lost.unwrap_or_default()));
             match (link, sink) {

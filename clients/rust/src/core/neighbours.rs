@@ -115,7 +115,7 @@ impl Core {
         for message in messages {
             self.record(message.id(), now, Outcome::Expired, "", "it waited too long");
             if message.kind() == Kind::Send {
-                let error = self.too_late();
+                let error = self.too_late(message.name());
                 self.report(&message.head, None, now, Outcome::Expired, error);
             }
         }

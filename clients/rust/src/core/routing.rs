@@ -91,7 +91,7 @@ impl Core {
             let error = RequestError::new(Code::OutOfRange, "TOO_MANY_HOPS", text).at(me).undelivered();
             self.fail(message, way, now, Outcome::Denied, error);
         } else if message.head.deadline <= now {
-            let error = self.too_late();
+            let error = self.too_late(message.name());
             self.fail(message, way, now, Outcome::Expired, error);
         } else {
             if hops > 1 {
