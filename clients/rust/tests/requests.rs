@@ -92,6 +92,21 @@ async fn everybody_answers_a_request_to_many() {
 }
 
 #[tokio::test]
+async fn who_is_alone_says_so() {
+    let lone = Exchange::new("lone").unwrap();
+    for (request, what) in [
+        (lone.request("compute.sum", ()), "nobody handles compute.sum"),
+        (lone.request("compute.sum", ()).to("shop"), "there is no exchange shop"),
+    ] {
+        let error = request.await.unwrap_err();
+        assert_eq!(error.to_string(), format!("{what} within reach of lone (it is linked to nobody)"));
+    }
+    let a = linked_to(&lone).await;
+    let error = a.request("compute.sum", ()).await.unwrap_err();
+    assert_eq!(error.to_string(), "nobody handles compute.sum within reach of a");
+}
+
+#[tokio::test]
 async fn causes_travel_by_the_call() {
     let b = Exchange::new("b").unwrap();
     let (sender, mut heard) = mpsc::unbounded_channel();

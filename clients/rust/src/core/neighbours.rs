@@ -176,7 +176,8 @@ impl Core {
             let text = format!("{what} next to {me}, and not all others answered within {QUESTION_SECONDS} s");
             RequestError::new(Code::Unavailable, "INCOMPLETE", text).undelivered()
         } else {
-            RequestError::unhandled(format!("{what} within reach of {me}"))
+            let alone = if self.links.is_empty() { " (it is linked to nobody)" } else { "" };
+            RequestError::unhandled(format!("{what} within reach of {me}{alone}"))
         };
         let error = error.at(me);
         self.fail(message, HERE, now, Outcome::Unhandled, error);
