@@ -30,6 +30,8 @@ use crate::shared::Shared;
 
 const SERVICE: &str = "exchange.v1.ExchangeService";
 const PEER: &str = "/exchange.v1.ExchangeService/Peer";
+/// What a URL begins with.
+const SCHEMES: [&str; 3] = ["grpc", "grpcs", "unix"];
 /// Room for the frame around what it carries: the limits themselves are checked by the session.
 const LARGEST: usize = FRAME_BYTES + MESSAGE_BYTES;
 /// HTTP/2 windows: a large batch leaves without waiting for the other side.
@@ -90,6 +92,7 @@ pub(crate) struct Dialer {
 
 impl Dialer {
     pub fn new(url: &str, options: &ConnectOptions) -> Result<Self> {
+        check_scheme(url)?;
         let secure = url.starts_with("grpcs://");
         let uri = match url.split_once("://") {
             Some(("grpc", place)) if is_host_and_port(place) => format!("http://{place}"),
@@ -148,6 +151,14 @@ impl Dialer {
             }
         }
     }
+}
+
+fn check_scheme(url: &str) -> Result<()> {
+    if url.split_once(':').is_some_and(|(scheme, _)| SCHEMES.contains(&scheme)) {
+        return Ok(());
+    }
+    let known = SCHEMES.join(", ");
+    Err(Error::Address(format!("no transport takes '{url}': a URL begins with one of {known}")))
 }
 
 fn is_host_and_port(place: &str) -> bool {
@@ -218,6 +229,7 @@ pub(crate) async fn listen(
 ) -> Result<(String, JoinHandle<()>)> {
     let taken = |why: &dyn std::fmt::Display| Error::Address(format!("cannot listen at {url}: {why}"));
     let (scheme, place) = url.split_once("://").unwrap_or_default();
+    check_scheme(url)?;
     if !(scheme == "grpc" || scheme == "grpcs") || !is_host_and_port(place) {
         return Err(Error::Address(format!("'{url}' is no address to listen at: grpc://HOST:PORT")));
     }

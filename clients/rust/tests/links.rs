@@ -133,6 +133,13 @@ async fn nobody_there_is_an_error() {
         let error = me.connect(url).await.err().unwrap();
         assert!(matches!(error, exchange_grpc::Error::Address(_)), "{url}: {error}");
     }
+    for url in ["foo://x", "ws://127.0.0.1:8080", "nonsense", ""] {
+        let known = format!("no transport takes '{url}': a URL begins with one of grpc, grpcs, unix");
+        assert_eq!(me.connect(url).await.err().unwrap().to_string(), known);
+        assert_eq!(me.listen(url).await.err().unwrap().to_string(), known);
+    }
+    let error = me.connect("grpc://host").await.err().unwrap();
+    assert_eq!(error.to_string(), "'grpc://host' is no address: grpc://HOST:PORT");
     let error = me.connect("grpc://127.0.0.1:1").await.err().unwrap();
     assert!(matches!(error, exchange_grpc::Error::Link(_)), "{error}");
     let first = Exchange::new("first").unwrap();
