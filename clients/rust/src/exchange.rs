@@ -10,13 +10,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::call::Call;
-use crate::core::{Event, LineId, Notice, Registration, Seen};
+use crate::core::{Event, LineId, Notice, Registration, Seen, random};
 use crate::dispatch::{Function, dispatch};
 use crate::emit::{Emission, Replies, Request, Send};
 use crate::error::{Error, HandlerError, Result, Unsayable};
 use crate::grpc::{Dialer, listen};
 use crate::limits::{DRAIN_SECONDS, EVENT_QUEUE, LISTENER_QUEUE, Limits, STOP_SECONDS};
-use crate::message::{Kind, Message};
+use crate::message::{Kind, Message, hex};
 use crate::names::{check_id, check_pattern};
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::payload::{IntoPayload, Payload};
@@ -67,8 +67,11 @@ impl Builder {
         self
     }
 
-    /// The exchange. Fails if its id is none.
-    pub fn build(self) -> Result<Exchange> {
+    /// The exchange. Fails if its id is not well-formed.
+    pub fn build(mut self) -> Result<Exchange> {
+        if self.id.is_empty() {
+            self.id = format!("exchange-{}", hex(&random(4)));
+        }
         check_id(&self.id)?;
         let shared = Shared::new(self.id.clone(), self.limits);
         let handle = Handle { shared, id: self.id, servers: Mutex::default() };
@@ -110,7 +113,8 @@ impl Events {
 }
 
 impl Exchange {
-    /// An exchange with this id, 1 to 64 of `A-Z a-z 0-9 _ -`, which is its own within the mesh.
+    /// An exchange with this id, 1 to 64 of `A-Z a-z 0-9 _ -`, which is its own within the mesh. Where it does not matter
+    /// let it be empty: then one is made up, `exchange-` and 8 hex digits.
     ///
     /// # Panics
     /// Outside of a tokio runtime.

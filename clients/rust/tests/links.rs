@@ -147,3 +147,13 @@ async fn nobody_there_is_an_error() {
     assert!(me.listen(&url).await.is_err());
     assert!(Exchange::new("no id").is_err());
 }
+
+#[tokio::test]
+async fn an_id_is_made_up_where_none_is_given() {
+    let (one, other) = (Exchange::new("").unwrap(), Exchange::new("").unwrap());
+    for exchange in [&one, &other] {
+        let digits = exchange.id().strip_prefix("exchange-").unwrap();
+        assert!(digits.len() == 8 && digits.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')), "{digits}");
+    }
+    assert_ne!(one.id(), other.id());
+}

@@ -29,6 +29,7 @@ use crate::payload::Payload;
 use discovery::Discovery;
 use links::{Conn, Line};
 use routing::Open;
+pub(crate) use links::random;
 pub(crate) use table::{Invocation, Registration, Run, Table};
 
 pub(crate) type LineId = u64;
