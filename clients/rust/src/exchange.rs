@@ -151,7 +151,7 @@ impl Exchange {
         let retry = options.retry.map_or(f64::INFINITY, |retry| retry.as_secs_f64());
         let id = pump::connect(self.shared(), Dialer::new(url, &options)?, retry).await?;
         if !self.shared().with(|core, _| core.peers().contains(&id)) {
-            return Err(Error::Link("the link was refused or lost".into()));
+            return Err(Error::Link(format!("the link was refused or lost: {id} has gone again at once")));
         }
         Ok(Peer::new(self.clone(), id))
     }

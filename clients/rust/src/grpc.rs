@@ -4,7 +4,9 @@
 //! session with a Goodbye that says why, where a codec of messages would kill the stream without one.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,13 +21,13 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::server::{NamedService, StreamingService};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::core::ConnId;
+use crate::core::{Conn, ConnId};
 use crate::error::{Error, Result};
 use crate::limits::{FRAME_BYTES, MESSAGE_BYTES};
 use crate::options::{ConnectOptions, ListenOptions};
-use crate::pump::{Answering, Outgoing, read};
+use crate::pump::{Answering, Outgoing, read, said};
 use crate::shared::Shared;
 
 const SERVICE: &str = "exchange.v1.ExchangeService";
@@ -126,31 +128,55 @@ impl Dialer {
     /// Carry a connection over this channel, to its end.
     pub async fn run(self, shared: Arc<Shared>, conn: ConnId, channel: Channel) {
         let _open = shared.stream_opened();
-        let mut request = Request::new(Outgoing::new(&shared, conn));
+        match self.open(&shared, conn, channel).await {
+            Ok(stream) => read(shared, conn, stream).await,
+            Err(Some(error)) => shared.with(|core, now| core.not_taken(conn, error, now)),
+            Err(None) => shared.with(|core, now| core.disconnected(conn, "the link was closed", now)),
+        }
+    }
+
+    /// The stream of the other side, or why it gives none; None if nobody here wants it any more.
+    async fn open(
+        self,
+        shared: &Arc<Shared>,
+        conn: ConnId,
+        channel: Channel,
+    ) -> Result<Streaming<Bytes>, Option<Error>> {
+        let notice = shared.with(|core, _| core.conn(conn).map(|conn| conn.notice.clone())).ok_or(None)?;
+        let mut request = Request::new(Outgoing::new(shared, conn));
         *request.metadata_mut() = self.metadata;
         let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(LARGEST);
-        let notice = shared.with(|core, _| core.conn(conn).map(|conn| conn.notice.clone()));
-        let (Some(notice), Ok(())) = (notice, grpc.ready().await) else { return };
-        let call = grpc.streaming(request, http::uri::PathAndQuery::from_static(PEER), Raw);
+        let call = async {
+            grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+            grpc.streaming(request, http::uri::PathAndQuery::from_static(PEER), Raw).await
+        };
         tokio::pin!(call);
-        let response = loop {
+        loop {
             tokio::select! {
-                response = &mut call => break response,
+                response = &mut call => {
+                    return response.map(Response::into_inner).map_err(|status| Some(refusal(&self.url, &status)));
+                }
                 () = notice.notified() => {
-                    if shared.with(|core, _| core.conn(conn).is_none_or(|conn| conn.dropped.is_some())) {
-                        return; // with the request goes its stream, and so the connection
+                    let over = |conn: &Conn| conn.finished || conn.dropped.is_some();
+                    if shared.with(|core, _| core.conn(conn).is_none_or(over)) {
+                        return Err(None); // with the request goes its stream, and so the connection
                     }
                 }
             }
-        };
-        match response {
-            Ok(response) => read(shared.clone(), conn, response.into_inner()).await,
-            Err(status) => {
-                let reason = format!("the connection was refused: {}", status.message());
-                shared.with(|core, now| core.disconnected(conn, &reason, now));
-            }
         }
     }
+}
+
+/// Why a stream was not taken at this URL: what a server of gRPC has said, or what we found instead of one.
+fn refusal(url: &str, status: &Status) -> Error {
+    let found = match (status.source(), status.code()) {
+        (None, Code::Unimplemented) => "it is no exchange".into(),
+        (None, _) => return Error::Link(format!("the link to {url} was refused: {}", said(status))),
+        (Some(_), Code::Internal) => "it speaks no gRPC".into(), // its frames are none of HTTP/2
+        (Some(_), Code::Cancelled) => "it closed the connection".into(),
+        (Some(error), _) => innermost(error),
+    };
+    Error::Link(format!("nobody answers at {url}: {found}"))
 }
 
 fn check_scheme(url: &str) -> Result<()> {
@@ -168,12 +194,15 @@ fn is_host_and_port(place: &str) -> bool {
 }
 
 /// What was behind it all: the outer errors say only that something was.
-fn innermost(error: &dyn std::error::Error) -> String {
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
     }
-    cause.to_string()
+    match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => "it closed the connection".into(),
+        _ => cause.to_string(),
+    }
 }
 
 // ------------------------------------------------------------------------------------------------- serving

@@ -14,7 +14,7 @@ use futures_core::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Status, Streaming};
 
-use crate::core::{ConnId, LineId};
+use crate::core::{ConnId, LineId, Opening};
 use crate::error::{Error, Result};
 use crate::grpc::Dialer;
 use crate::limits::{CLOSE_SECONDS, DIAL_SECONDS};
@@ -46,7 +46,11 @@ impl Stream for Outgoing {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        self.shared.with(|core, now| core.disconnected(self.conn, "the connection was lost", now));
+        self.shared.with(|core, now| {
+            if !core.is_opening(self.conn) {
+                core.disconnected(self.conn, "the connection was lost", now);
+            } // else whoever dialled says why it was
+        });
     }
 }
 
@@ -108,7 +112,7 @@ async fn read_all(shared: &Arc<Shared>, conn: ConnId, stream: &mut Streaming<Byt
 }
 
 /// What gRPC says of an error, without its internals.
-fn said(status: &Status) -> String {
+pub(crate) fn said(status: &Status) -> String {
     let text = status.message().lines().next().unwrap_or_default();
     if text.is_empty() { "the stream is closed".into() } else { text.chars().take(200).collect() }
 }
@@ -119,7 +123,8 @@ pub(crate) async fn connect(shared: &Arc<Shared>, dialer: Dialer, retry: Time) -
     let channel = tokio::time::timeout(seconds, dialer.connect())
         .await
         .map_err(|_| Error::Link(format!("nobody answers at {} within {} s", dialer.url, seconds.as_secs_f64())))??;
-    let (opening, opened) = oneshot::channel();
+    let (told, opened) = oneshot::channel();
+    let opening = Opening { url: dialer.url.clone(), told };
     let (redial, redials) = mpsc::unbounded_channel();
     let (line, conn) = shared.with(|core, now| core.begin_dialled(opening, redial, retry, now));
     shared.runtime.spawn(dialer.clone().run(shared.clone(), conn, channel));

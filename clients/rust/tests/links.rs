@@ -6,7 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::Proxy;
-use exchange_grpc::{Code, ConnectOptions, Delivered, Event, Events, Exchange, Limits, Outcome, RequestErrorKind};
+use exchange_grpc::{
+    Code, ConnectOptions, Delivered, Error, Event, Events, Exchange, Limits, Outcome, RequestErrorKind,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 const CUTS: u32 = 20;
 const SENT: u64 = 20_000;
@@ -131,7 +135,7 @@ async fn nobody_there_is_an_error() {
         ["http://127.0.0.1:1", "grpc://", "grpc://host", "grpc://a:b", "unix:", "nonsense", "grpcs://127.0.0.1:x"]
     {
         let error = me.connect(url).await.err().unwrap();
-        assert!(matches!(error, exchange_grpc::Error::Address(_)), "{url}: {error}");
+        assert!(matches!(error, Error::Address(_)), "{url}: {error}");
     }
     for url in ["foo://x", "ws://127.0.0.1:8080", "nonsense", ""] {
         let known = format!("no transport takes '{url}': a URL begins with one of grpc, grpcs, unix");
@@ -141,7 +145,7 @@ async fn nobody_there_is_an_error() {
     let error = me.connect("grpc://host").await.err().unwrap();
     assert_eq!(error.to_string(), "'grpc://host' is no address: grpc://HOST:PORT");
     let error = me.connect("grpc://127.0.0.1:1").await.err().unwrap();
-    assert!(matches!(error, exchange_grpc::Error::Link(_)), "{error}");
+    assert!(matches!(error, Error::Link(_)), "{error}");
     let first = Exchange::new("first").unwrap();
     let url = first.listen("grpc://127.0.0.1:0").await.unwrap();
     assert!(me.listen(&url).await.is_err());
@@ -156,4 +160,48 @@ async fn an_id_is_made_up_where_none_is_given() {
         assert!(digits.len() == 8 && digits.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')), "{digits}");
     }
     assert_ne!(one.id(), other.id());
+}
+
+#[tokio::test]
+async fn an_id_that_is_taken_is_a_reason() {
+    let hub = Exchange::new("hub").unwrap();
+    let url = hub.listen("grpc://127.0.0.1:0").await.unwrap();
+    let first = Exchange::new("x").unwrap();
+    first.connect(&url).await.unwrap();
+    let error = Exchange::new("x").unwrap().connect(&url).await.err().unwrap();
+    assert_eq!(error, Error::Link("the link was refused or lost: x is linked to hub already".into()));
+    hub.close().await;
+}
+
+/// A server that says this to whoever has said something, and then no more; if it is nothing, it ends the connection.
+async fn saying(text: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("grpc://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(text.as_bytes()).await;
+            while !text.is_empty() && stream.read(&mut [0; 1024]).await.is_ok_and(|count| count > 0) {}
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn somebody_else_is_there() {
+    let me = Exchange::new("me").unwrap();
+    for (text, found) in [
+        ("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", "it speaks no gRPC"),
+        ("220 mail.example ESMTP\r\n", "it speaks no gRPC"),
+        ("", "it closed the connection"),
+    ] {
+        let url = saying(text).await;
+        let error = me.connect(&url).await.err().unwrap();
+        assert_eq!(error, Error::Link(format!("nobody answers at {url}: {found}")));
+    }
+    let limits = Limits { handshake: Duration::from_millis(200), ..Limits::default() };
+    let me = Exchange::builder("me").limits(limits).build().unwrap();
+    let url = saying(" ").await; // which is no frame yet
+    let error = me.connect(&url).await.err().unwrap();
+    assert_eq!(error, Error::Link(format!("nobody answers at {url}: no introduction within 0.2 s")));
 }

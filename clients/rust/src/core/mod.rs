@@ -27,9 +27,9 @@ use crate::limits::{Limits, SEEN_IDS, SEEN_SECONDS};
 use crate::message::{Context, Head, Hop, Kind, Message, Outcome, Time};
 use crate::payload::Payload;
 use discovery::Discovery;
-use links::{Conn, Line};
+use links::Line;
+pub(crate) use links::{Conn, Opening, random};
 use routing::Open;
-pub(crate) use links::random;
 pub(crate) use table::{Invocation, Registration, Run, Table};
 
 pub(crate) type LineId = u64;

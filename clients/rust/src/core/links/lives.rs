@@ -158,7 +158,7 @@ impl Core {
 
     fn settle_opening(&mut self, id: LineId, peer: &str) {
         if let Some(opening) = self.lines.get_mut(&id).and_then(|line| line.opening.take()) {
-            let _ = opening.send(Ok(peer.to_owned()));
+            let _ = opening.told.send(Ok(peer.to_owned()));
         }
     }
 
@@ -218,13 +218,13 @@ impl Core {
             && line.ended.as_ref().is_some_and(|end| !end.stay_away && end.code != Code::AlreadyExists && end.by != me);
         let retries = line.retry.is_some_and(|retry| retry > 0.0) && !line.leaving;
         if let Some(opening) = line.opening.take() {
-            let other = line.ended.as_ref().filter(|end| end.code == Code::AlreadyExists && !end.by.is_empty());
-            let told = match other {
-                // The two have dialled each other: the other link may be there.
-                Some(end) => Ok(end.by.clone()),
-                None => Err(Error::Link(format!("the link was refused or lost: {reason}"))),
+            let told = match line.ended.as_ref().filter(|end| end.by != me) {
+                // The two have dialled each other, and the other link is there.
+                Some(end) if end.code == Code::AlreadyExists && self.links.contains_key(&end.by) => Ok(end.by.clone()),
+                Some(_) => Err(Error::Link(format!("the link was refused or lost: {reason}"))),
+                None => Err(Error::Link(format!("nobody answers at {}: {reason}", opening.url))),
             };
-            let _ = opening.send(told);
+            let _ = opening.told.send(told);
         } else if retries && planned {
             let pause = line.ended.take().map_or(0, |end| end.retry_after_ms);
             self.gone(id, reason, true, now);

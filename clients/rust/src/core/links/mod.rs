@@ -24,8 +24,13 @@ use crate::wire::Frame;
 /// Language and library version, for people.
 const AGENT: &str = concat!("rust/", env!("CARGO_PKG_VERSION"));
 
-/// What ends an exchange's own wait for its Welcome: the id of the peer, or why there is none.
-type Opening = oneshot::Sender<Result<String>>;
+/// Who waits for the Welcome of whom it dialled.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub url: String,
+    /// The id of the peer, or why there is none.
+    pub told: oneshot::Sender<Result<String>>,
+}
 
 /// A session, and what carries it.
 #[derive(Debug)]
@@ -291,6 +296,22 @@ impl Core {
         None
     }
 
+    /// Whether whoever dialled waits for the Welcome.
+    pub fn is_opening(&self, conn_id: ConnId) -> bool {
+        let line = self.conns.get(&conn_id).and_then(|conn| self.lines.get(&conn.line));
+        line.is_some_and(|line| line.opening.is_some())
+    }
+
+    /// What was dialled takes no such stream.
+    pub fn not_taken(&mut self, conn_id: ConnId, error: Error, now: Time) {
+        let Some(conn) = self.conns.get(&conn_id) else { return };
+        let reason = error.to_string();
+        if let Some(opening) = self.lines.get_mut(&conn.line).and_then(|line| line.opening.take()) {
+            let _ = opening.told.send(Err(error)); // whoever dialled may have gone
+        }
+        self.disconnected(conn_id, &reason, now);
+    }
+
     /// A connection carries nothing any more.
     pub fn disconnected(&mut self, conn_id: ConnId, reason: &str, now: Time) {
         let Some(conn) = self.conns.remove(&conn_id) else { return };
@@ -333,7 +354,7 @@ impl Core {
         line.redialling = false;
         line.changed.notify_waiters();
         if let Some(opening) = line.opening.take() {
-            let _ = opening.send(Err(Error::Link("the link was closed".into())));
+            let _ = opening.told.send(Err(Error::Link("the link was closed".into())));
         }
         if line.connection.is_none() {
             self.lines.remove(&id);
