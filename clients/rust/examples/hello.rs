@@ -1,4 +1,4 @@
-//! Connects, says hello, and prints who answered.
+//! Links to an exchange, and says hello to it.
 
 use exchange_grpc::{Exchange, Result};
 
@@ -7,8 +7,8 @@ async fn main() -> Result<()> {
     let url = std::env::var("EXCHANGE_URL").unwrap_or_else(|_| "grpc://127.0.0.1:50051".into());
     let me = Exchange::new(format!("hello-{}", std::process::id()))?;
     let peer = me.connect(&url).await?;
-    let reply = peer.request("echo", "hello").await?;
-    println!("{} from {}", reply.json::<String>()?, reply.from());
+    me.send("echo", "hello").await?;
+    println!("hello from {}", peer.id());
     me.close().await;
     Ok(())
 }
