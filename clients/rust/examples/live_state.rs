@@ -1,4 +1,4 @@
-//! Watches a value of another exchange, sets it, and prints each change.
+//! Watches a value of another exchange, and sets it.
 
 use exchange_grpc::{Exchange, Result};
 
@@ -8,10 +8,12 @@ async fn main() -> Result<()> {
     let me = Exchange::new(format!("watcher-{}", std::process::id()))?;
     let state = me.connect(&url).await?.state();
     let mut changes = state.watch(&["goal"]);
-    let now = changes.next().await?; // as it is; then comes every change
-    let wanted = if now.value == 50 { 60 } else { 50 };
-    state.set("goal", wanted).await?;
-    println!("goal: {}", changes.next().await?.value);
+    let mut change = changes.next().await?;
+    while change.snapshot {
+        state.set("goal", if change.value == 50 { 100 } else { 50 }).await?;
+        change = changes.next().await?;
+    }
+    println!("goal: {}", change.value);
     drop(changes);
     me.close().await;
     Ok(())
