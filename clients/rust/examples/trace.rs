@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let url = std::env::var("EXCHANGE_URL").unwrap_or_else(|_| "grpc://127.0.0.1:50051".into());
-    let me = Exchange::new(format!("tracer-{}", std::process::id()))?;
+    let me = Exchange::new("")?;
     me.connect(&url).await?;
     let reply = me.request("compute.sum", json!({"a": 5, "b": 3})).await?;
     let trace = me.trace(reply.root()).await?;

@@ -7,15 +7,14 @@ use exchange_grpc::{Exchange, Result};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let url = std::env::var("EXCHANGE_URL").unwrap_or_else(|_| "grpc://127.0.0.1:50051".into());
-    let run = std::process::id(); // ids are unique in a mesh
     let mut workers = Vec::new();
     for name in ["worker-1", "worker-2"] {
-        let worker = Exchange::new(format!("{name}-{run}"))?;
+        let worker = Exchange::new("")?;
         worker.handle("pool.work", move |_| async move { Ok(name) })?;
         worker.connect(&url).await?;
         workers.push(worker);
     }
-    let boss = Exchange::new(format!("boss-{run}"))?;
+    let boss = Exchange::new("")?;
     boss.connect(&url).await?;
     let mut done: BTreeMap<String, u32> = BTreeMap::new();
     for number in 1..=10 {
