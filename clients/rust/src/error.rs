@@ -274,7 +274,8 @@ impl Refused {
 pub enum HandlerError {
     /// It says no: its caller hears why.
     Refused(Refused),
-    /// It failed: its caller gets a fixed text, and the details go to the log.
+    /// It failed: its caller gets a fixed text, and the details go to the log: to `tracing`, which shows them where the
+    /// program has a subscriber, such as `tracing_subscriber::fmt::init()`.
     Failed(Box<dyn std::error::Error + Send + Sync>),
 }
 
