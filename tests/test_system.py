@@ -496,7 +496,7 @@ async def test_why_of_what_is_forgotten(local: World, monkeypatch: pytest.Monkey
     [
         ("good", 1, "was handled by good at app"),
         ("bad", 1, "failed, run by bad at app: the handler of bad failed"),
-        ("nobody", 1, "was unhandled at app: nobody handles nobody within reach of app"),
+        ("nobody", 1, "was unhandled at app: nobody handles nobody within reach of app (it is linked to nobody)"),
     ],
 )
 async def test_why_of_a_message_says_what_became_of_it(local: World, name: str, value: Any, said: str) -> None:
