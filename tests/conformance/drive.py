@@ -13,7 +13,7 @@ from google.protobuf.internal.decoder import _DecodeVarint32  # type: ignore[att
 
 from exchange.v1.message_pb2 import KIND_CANCEL, KIND_REPLY, KIND_REQUEST, KIND_SEND, Message
 
-from .frames import shown
+from .frames import shown, varint
 
 STOP_SECONDS = 15.0  # from the end of stdin to the end of the process
 _LAST_LINES = 20  # of stderr, for people
@@ -22,16 +22,6 @@ _LARGEST = 5  # bytes of a length
 
 class Died(Exception):
     """The process is gone."""
-
-
-def varint(number: int) -> bytes:
-    """A length, as it stands before each message."""
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 class Process:

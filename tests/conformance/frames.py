@@ -83,7 +83,7 @@ def build(into: Proto, spec: Any) -> Any:
     for key, value in spec.items():
         if key == "unknown":
             data = str(value).encode()
-            into.MergeFromString(_varint(_UNKNOWN << 3 | 2) + _varint(len(data)) + data)
+            into.MergeFromString(varint(_UNKNOWN << 3 | 2) + varint(len(data)) + data)
         else:
             _set(into, into.DESCRIPTOR.fields_by_name[key], value)
     return into
@@ -149,7 +149,8 @@ def _build_status(into: Status, spec: Any) -> Status:
     return into
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: a key, or a length."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .case import STEPS, BadCase, Case
-from .drive import Died, Process, varint
-from .frames import Differs, fill, match
+from .drive import Died, Process
+from .frames import Differs, fill, match, varint
 from .partner import Partner
 from .wires import CANNOT_DIAL
 
