@@ -170,7 +170,7 @@ class Discovery:
             if len(self._ways) >= ROUTES:
                 self._ways.popitem(last=False)
             self._ways[target] = {link: hops}
-            self._reached(target, now)
+            self.turned_up(target, now)
         else:
             ways[link] = hops
             self._nobody.pop(target, None)
@@ -196,11 +196,7 @@ class Discovery:
             del self._told[target]
 
     def turned_up(self, target: Target, now: float) -> None:
-        """The target is next to us now."""
-        self._reached(target, now)
-
-    def _reached(self, target: Target, now: float) -> None:
-        """There is a way: whoever waits for the target need not wait for answers."""
+        """There is a way to the target now: whoever waits for it need not wait for answers."""
         self._nobody.pop(target, None)
         question = self._asking(target)
         if question is not None:

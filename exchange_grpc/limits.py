@@ -47,9 +47,7 @@ RETRY_AFTER_MS = 500  # of a planned stop: whoever starts again is hardly back b
 DRAIN_SECONDS = 2.0  # how long a close waits for what was queued to leave
 STOP_SECONDS = 10.0  # how long a close waits for running handlers
 GRPC_HANDSHAKE_MS = 1_000  # a connection that never speaks HTTP/2 is dropped
-HTTP_REQUEST_SECONDS = (
-    5.0  # from connection, or from its first byte, until an HTTP request is there; then it is dropped
-)
+HTTP_REQUEST_SECONDS = 5.0  # from connecting, or its first byte, until an HTTP request is there; then it is dropped
 
 # How much is kept.
 NAMES_PER_PEER = 10_000  # what one peer may handle, and subscribe to
