@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from typing import Any
 
 import pytest
+from roles import echo
 from test_abuse import batch, hello, kinds, request, undisturbed
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -28,10 +29,6 @@ from exchange_grpc.limits import (
 from exchange_grpc.transports.websocket import BINARY, TEXT, address_of
 
 TEXT_FRAME, BINARY_FRAME, CONTINUED, PING, FIN = 1, 2, 0, 9, 0x80
-
-
-async def echo(msg: Any) -> Any:
-    return msg.value
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command import PATIENCE, serving
 
 SAMPLES = Path(__file__).resolve().parent.parent / "clients" / "python" / "samples"
 PRINTED = {
@@ -22,17 +22,10 @@ PRINTED = {
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    exchange = shutil.which("exchange", path=str(Path(sys.executable).parent))
-    assert exchange is not None
-    command = [exchange, "serve", "--demo", "--grpc", "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        where = re.search(r"grpc://127\.0\.0\.1:\d+", ready)
-        assert where is not None, ready
-        yield where[0]
+    with serving("--demo", "--grpc", "127.0.0.1:0") as (process, url, _):
+        yield url
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("name", PRINTED)

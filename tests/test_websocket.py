@@ -19,6 +19,7 @@ import pytest
 import trustme
 import uvloop
 from faults import Proxy
+from roles import echo
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from world import soon, until
@@ -28,10 +29,6 @@ from exchange_grpc import AddressError, Exchange, LinkError
 from exchange_grpc.limits import TEXT_TURN_BYTES
 from exchange_grpc.transports import websocket
 from exchange_grpc.transports.origins import Origins
-
-
-async def echo(msg: Any) -> Any:
-    return msg.value
 
 
 @pytest.fixture
