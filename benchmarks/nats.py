@@ -284,7 +284,7 @@ def goals(called: str, figures: Figures) -> list[str]:
 
 
 def main() -> int:
-    server = shutil.which("nats-server", path=os.pathsep.join([*map(str, TOOLS), os.environ.get("PATH", "")]))
+    server = nats_server()
     if server is None:
         missing = "nats-server is not in .tools/bin, beside python or on PATH (`make bench` builds it, by Go)"
         if os.environ.get("EXCHANGE_REQUIRE_ALL") == "1":
@@ -304,6 +304,11 @@ def main() -> int:
     if server is not None:
         print("\n".join(("", *(line for called, figures in found.items() for line in goals(called, figures)))))
     return 0
+
+
+def nats_server() -> str | None:
+    """Where the program is, if it is anywhere."""
+    return shutil.which("nats-server", path=os.pathsep.join([*map(str, TOOLS), os.environ.get("PATH", "")]))
 
 
 def version_of(server: str | None) -> str:

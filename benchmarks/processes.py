@@ -4,20 +4,23 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def child(module: str, *args: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """`python -m MODULE ARGS`, as a `program`."""
+    return program(sys.executable, "-m", module, *args)
+
+
 @asynccontextmanager
-async def child(module: str, *args: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`python -m MODULE ARGS` on a pipe; it ends when its input does, so it never outlives us."""
+async def program(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process on a pipe; it ends when its input does, so it never outlives us."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *args, stdin=pipe, stdout=pipe, cwd=ROOT
-    )
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
     assert process.stdin is not None
     try:
         yield process

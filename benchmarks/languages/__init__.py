@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import versions
-from benchmarks.nats import NATS, TOOLS, spread, version_of
-from benchmarks.processes import ROOT, child, said
+from benchmarks.nats import NATS, nats_server, spread, version_of
+from benchmarks.processes import ROOT, child, program, said
 
 HERE = Path(__file__).parent
 ROUNDS = 5
@@ -72,19 +72,6 @@ LANGUAGES = (
 
 
 # -------------------------------------------------------------------------------------------------- processes
-
-
-@asynccontextmanager
-async def program(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that says lines of JSON, and ends when its input does."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
-    assert process.stdin is not None
-    try:
-        yield process
-    finally:
-        process.stdin.close()
-        await process.wait()
 
 
 @asynccontextmanager
@@ -172,7 +159,7 @@ async def run(languages: list[Language], server: str) -> None:
 
 
 def main() -> int:
-    server = shutil.which("nats-server", path=os.pathsep.join([*map(str, TOOLS), os.environ.get("PATH", "")]))
+    server = nats_server()
     missing = [] if server else ["nats-server (`make bench` builds it, by Go)"]
     languages = []
     for language in LANGUAGES:
