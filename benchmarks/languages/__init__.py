@@ -63,7 +63,10 @@ LANGUAGES = (
     Language(
         "TypeScript (Node)",
         "npm",
-        (("npm", "--prefix", str(NODE), "install", "--silent"),),
+        (
+            ("npm", "--prefix", str(ROOT / "clients" / "typescript"), "run", "--silent", "build"),
+            ("npm", "--prefix", str(NODE), "install", "--silent"),
+        ),
         ("node", str(NODE / "program.js")),
         transport="websocket",
     ),
