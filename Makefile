@@ -70,8 +70,8 @@ bench: .venv/.made .tools/.nats-server-$(NATS_SERVER) $(NODE_MODULES) ## the ben
 
 # $(call with,TOOL,WHAT IS SKIPPED WITHOUT IT,COMMANDS)
 define with
-	@if command -v $(1) >/dev/null; then set -ex; $(3); \
-	else echo "There is no $(1): $(2)"; [ "$$EXCHANGE_REQUIRE_ALL" != 1 ]; fi
+	@if scripts/has $(1); then set -ex; $(3); \
+	else echo "There is no $(1) that is new enough: $(2)"; [ "$$EXCHANGE_REQUIRE_ALL" != 1 ]; fi
 endef
 
 test-go: .venv/.made

@@ -10,7 +10,6 @@ pairs. The hub is `exchange serve`, in Python; the straight line shows what the 
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -166,8 +165,8 @@ def main() -> int:
     missing = [] if server else ["nats-server (`make bench` builds it, by Go)"]
     languages = []
     for language in LANGUAGES:
-        if shutil.which(language.tool) is None:
-            missing.append(f"{language.tool}, for {language.name}")
+        if subprocess.run([ROOT / "scripts" / "has", language.tool]).returncode:
+            missing.append(f"{language.tool} that is new enough, for {language.name}")
             continue
         for command in language.build:
             subprocess.run(command, check=True)

@@ -1,7 +1,6 @@
 """The clients that are put to the test, as implementations.yaml declares them."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -51,8 +50,8 @@ class Implementation:
         """Build it. Raises Missing where that cannot be."""
         if not self.place.is_dir():
             raise Missing(f"{self.name}: there is no {self.place.relative_to(ROOT)}")
-        if self.tool and shutil.which(self.tool, path=_path()) is None:
-            raise Missing(f"{self.name}: there is no {self.tool}")
+        if self.tool and subprocess.run([ROOT / "scripts" / "has", self.tool], env=_environment()).returncode:
+            raise Missing(f"{self.name}: there is no {self.tool} that is new enough")
         if self.made and not (self.place / self.made).exists():
             raise Missing(f"{self.name}: there is no {self.made} in {self.place.relative_to(ROOT)}, which make makes")
         if self.build:
@@ -70,7 +69,7 @@ class Implementation:
                 return
             done = subprocess.run(
                 self.build, cwd=self.place, capture_output=True, text=True, timeout=BUILD_SECONDS,
-                env={**os.environ, "PATH": _path()},
+                env=_environment(),
             )  # fmt: skip
             if done.returncode:
                 raise RuntimeError(f"{self.name} cannot be built:\n{done.stdout[-2_000:]}{done.stderr[-4_000:]}")
@@ -78,8 +77,9 @@ class Implementation:
             built.write(run)
 
 
-def _path() -> str:
-    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    return {**os.environ, "PATH": path}
 
 
 def implementations() -> list[Implementation]:
